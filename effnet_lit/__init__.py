@@ -1,0 +1,23 @@
+"""Train EfficientNet on a folder of images. The four names load on first use, so importing this stays light."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from effnet_lit.composition import compose
+    from effnet_lit.model.modelfile import load_model
+    from effnet_lit.model.zoo import create_model
+    from effnet_lit.training.fit import fit
+
+__version__ = "0.1.0"
+__all__ = ["compose", "create_model", "fit", "load_model"]
+
+_HOMES = {"compose": "composition", "create_model": "model.zoo", "fit": "training.fit", "load_model": "model.modelfile"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'effnet_lit' has no attribute {name!r}")
+    return getattr(import_module(f"effnet_lit.{_HOMES[name]}"), name)

@@ -1,0 +1,396 @@
+"""From overrides to a ``Config``: the only road, shared by train.py, the CLI, notebooks and tests."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import hydra
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from effnet_lit.config import (
+    EMBEDDED_DATA_IMAGES,
+    EMBEDDED_DATA_NAME,
+    EVAL_TO_TRAIN_RATIO,
+    GROUPS,
+    Config,
+    UserError,
+    check,
+    from_dict,
+    knobs,
+    preset_for,
+)
+from effnet_lit.data.folder import Index, check_size, read_folder
+
+if TYPE_CHECKING:
+    from effnet_lit.training.fit import Result
+
+# What fit() sets itself, and the setting to use instead.
+OWNED_TRAINER_ARGUMENTS = {
+    "max_epochs": "epochs",
+    "min_epochs": "epochs",
+    "max_time": "epochs",
+    "callbacks": "training.*",
+    "logger": "log.*",
+    "default_root_dir": "hydra.run.dir",
+    "use_distributed_sampler": "seed",
+    "enable_checkpointing": "resume",
+    "plugins": "trainer.precision or trainer.strategy",
+}
+
+
+def conf_dir() -> Path:
+    """The folder of YAML pages: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"conf/config.yaml is neither in nor beside {package}: the installation is incomplete")
+
+
+def trainer_arguments() -> dict[str, None]:
+    """Every argument of Lightning's Trainer, read from its source text because importing it takes seconds."""
+    spec = importlib.util.find_spec("lightning")
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    trainer = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
+    init = next(node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return {argument.arg: None for argument in init.args.kwonlyargs}
+
+
+def register_schema() -> None:
+    """Tell Hydra the typed vocabulary and the Trainer's arguments; safe to call again."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    ours = Config().trainer
+    store.store(name="trainer_arguments", node={"trainer": {**trainer_arguments(), **ours}})
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def run_name(name: str, data_dir: str | None, preset: str) -> str:
+    """How a run folder's name ends: as asked for, or data folder and preset."""
+    if name != "auto":
+        return name
+    return f"{Path(data_dir).name if data_dir else EMBEDDED_DATA_NAME}-{preset}"
+
+
+def compose(*overrides: str) -> Config:
+    """The run that these overrides describe, ranges checked and every ``auto`` that needs no device resolved.
+
+    Raises:
+        UserError: a typo, a wrong type, a value out of range, or a ``data.dir`` that cannot be trained on.
+    """
+    return compose_with_preset(overrides)[0]
+
+
+def compose_with_preset(overrides: Sequence[str]) -> tuple[Config, str]:
+    """``compose``, and the name of the preset that was chosen."""
+    register_schema()
+    check_keys(overrides)
+    config, preset = read_pages(overrides)
+    check(config)
+    if config.resume is not None:
+        return stored_config(config.resume, overrides), preset
+    index = None
+    if config.data.dir is not None:
+        config.data.dir = str(Path(config.data.dir).expanduser().resolve())
+        index = read_folder(Path(config.data.dir))
+        check_size(index, config.limits == "on")
+    if preset == "auto":
+        preset = preset_for(len(index.paths) if index else EMBEDDED_DATA_IMAGES)
+        config = dataclasses.replace(read_pages([*overrides, f"preset={preset}"])[0], data=config.data)
+        check(config)
+    resolve(config, preset, index)
+    return config, preset
+
+
+def read_pages(overrides: Sequence[str]) -> tuple[Config, str]:
+    """Let Hydra merge schema, pages and overrides; returns the typed object and the preset's name."""
+    outer = GlobalHydra.get_state()  # inside a job, Hydra's own; compose needs the place for a moment
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            merged = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        preset = str(merged.hydra.runtime.choices.preset)
+        OmegaConf.set_struct(merged, False)
+        del merged["hydra"]
+        config = OmegaConf.to_object(merged)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, overrides)) from error
+    finally:
+        GlobalHydra.set_state(outer)
+    assert isinstance(config, Config)
+    config.trainer = {key: value for key, value in config.trainer.items() if value is not None}
+    return config, preset
+
+
+def resolve(config: Config, preset: str, index: Index | None) -> None:
+    """Replace each ``auto`` that depends on the data and the preset, not on the device, by what it becomes."""
+    data, embedded = config.data, config.data.dir is None
+    config.name = run_name(config.name, data.dir, preset)
+    if config.model.weights == "auto":
+        config.model.weights = "none" if embedded else "imagenet"
+    if data.image_size == "auto":
+        data.image_size = 64 if embedded else 224
+    assert isinstance(data.image_size, int)
+    if data.eval_size == "auto":
+        data.eval_size = round(data.image_size * EVAL_TO_TRAIN_RATIO)
+    if config.model.name == "vit_b_16":  # its position embedding has one size
+        data.eval_size = data.image_size
+    if data.horizontal_flip == "auto":
+        data.horizontal_flip = "off" if index is None or mirror_changes_label(index.class_names) else "on"
+
+
+def mirror_changes_label(class_names: Sequence[str]) -> bool:
+    """Whether names are single digits or letters, or speak of left and right."""
+    single = sum(len(name) == 1 for name in class_names) >= len(class_names) / 2
+    return single or any(re.search(r"(?i)(^|[^a-z])(left|right)([^a-z]|$)", name) for name in class_names)
+
+
+def stored_config(run: str, overrides: Sequence[str]) -> Config:
+    """The settings of an earlier run, to go on with; nothing else may be changed on the way."""
+    others = [override for override in overrides if not re.match(r"(resume|hydra\.)", override)]
+    if others:
+        raise UserError(f"resume={run} goes on with that run's own settings; remove {others[0]} from the command.")
+    folder = Path(run).expanduser().resolve()
+    if folder.is_file():  # runs/latest where links are not to be had
+        folder = Path(folder.read_text(encoding="utf-8").strip())
+    page = folder / "config.yaml"
+    if not page.is_file():
+        raise UserError(f"resume={run} is not a run folder (it has no config.yaml); give a folder under runs/.")
+    config = from_dict(yaml.safe_load(page.read_text(encoding="utf-8")))
+    config.resume = str(folder)
+    return config
+
+
+def known_keys() -> list[str]:
+    """Every key that may stand on the command line, except Hydra's own."""
+    return [*(key for key, _, _ in knobs()), *(f"trainer.{name}" for name in trainer_arguments()), "preset", "example"]
+
+
+def check_keys(overrides: Sequence[str]) -> None:
+    """Raise ``UserError`` for the first override that cannot be read or names no setting."""
+    keys = known_keys()
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise UserError(
+                f"'{text}' cannot be read; write key=value, and quote a value with spaces or commas: \"key='a value'\"."
+            ) from error
+        key = override.key_or_group
+        if key.startswith("hydra.") or key.startswith("hydra/"):
+            continue
+        owner = key.removeprefix("trainer.")
+        if key.startswith("trainer.") and owner in OWNED_TRAINER_ARGUMENTS:
+            raise UserError(f"{key} is set by the program; use {OWNED_TRAINER_ARGUMENTS[owner]} instead.")
+        if key not in keys:
+            raise UserError(f"{key} is not a setting; {suggestion(key, keys)}")
+
+
+def suggestion(key: str, keys: Sequence[str]) -> str:
+    """What the user may have meant."""
+    last = key.rpartition(".")[2]
+    same_ending = [known for known in keys if known.rpartition(".")[2] == last]
+    close = same_ending or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    close = close or [
+        known for known in keys if difflib.get_close_matches(last, [known.rpartition(".")[2]], cutoff=0.75)
+    ]
+    if close:
+        return f"did you mean {close[0]}?"
+    return "python train.py --help lists them all."
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One sentence for an error of Hydra or OmegaConf."""
+    cause = error.__cause__ or error
+    text = str(cause)
+    missing = re.search(r"(?:Could not find|could not be found)[^']*'(preset|example)/([^']*)'", f"{error}\n{text}")
+    if missing:
+        group, name = missing.groups()
+        names = sorted(page.stem for page in (conf_dir() / group).glob("*.yaml"))
+        return f"{group}={name} does not exist; use one of: {', '.join(names)}."
+    if "Ambiguous value" in text:
+        value = text.split("'")[1]
+        return f"{value} holds a comma, which means several runs; add -m, or quote it: \"key='a,b'\"."
+    wrong = re.search(
+        r"Value '(.*?)'(?: of type '.*')? (?:could not be converted|is incompatible|is not a valid)", text
+    )
+    key = re.search(r"full_key: (\S+)", text)
+    if wrong and key:
+        return f"{key[1]}={wrong[1]} has the wrong type; give {expected(key[1])}."
+    given = " ".join(overrides)
+    return f"{text.splitlines()[0]} (in: {given}); python train.py --help lists every setting."
+
+
+def expected(key: str) -> str:
+    """The kind of value a key takes, in words."""
+    group, _, name = key.rpartition(".")
+    kind = {item.name: str(item.type) for item in dataclasses.fields(GROUPS.get(group, Config))}.get(name, "")
+    kinds = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "list[float]": "numbers like [0.5,0.5,0.5]",
+    }
+    words = [kinds[part] for part in kind.split(" | ") if part in kinds]
+    return " or ".join([*words, *(["auto"] if "str" in kind and words else [])]) or "text"
+
+
+def help_page() -> str:
+    """What `--help` prints: the few commands that matter, then every setting with default and range."""
+    lines = [
+        "Train EfficientNet-B0 on a folder that holds one sub-folder of images per class.",
+        "",
+        "  python train.py                                    the embedded digits: does it work here?",
+        "  python train.py data.dir=photos                    your images; the preset is chosen by their number",
+        "  python train.py preset=small data.dir=photos       small | medium | large | auto",
+        "  python train.py example=mobile_app data.dir=photos mobile_app | cloud_service | edge_device",
+        "  python train.py -m preset=small,medium seed=1,2    several runs and a table",
+        "  python train.py resume=runs/latest                 go on after a stop",
+        "  python train.py --cfg job                          print the settings, do not train",
+        "",
+        "Settings are written key=value. Default and range stand in brackets; presets change the first five.",
+    ]
+    group = None
+    for key, facts, default in knobs():
+        head = key.rpartition(".")[0]
+        if head != group:
+            lines += ["", f"{head}.*" if head else "main"]
+            group = head
+        lines += [f"  {key:<33} {facts.help} [{describe(facts, default)}]"]
+    lines += ["", "Hydra's own flags: --hydra-help. Ranges of the card are lifted by limits=off."]
+    return "\n".join(lines)
+
+
+def describe(facts: Any, default: Any) -> str:
+    """Default, unit and range of one setting, as short text."""
+    if isinstance(default, dict):
+        return ", ".join(f"{key}={value}" for key, value in default.items())
+    shown = "null" if default is None else "empty" if default == "" else str(default)
+    span = facts.card or (facts.possible if facts.possible and facts.possible.high < 1e4 else None)
+    parts = [shown, " | ".join(facts.choices), f"{span.low:g} to {span.high:g}" if span else "", facts.unit]
+    return "; ".join(part for part in parts if part)
+
+
+def fail(error: UserError) -> NoReturn:
+    """End the program the way a user's mistake ends it: one sentence, exit code 2."""
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of train.py and `effnet train`: Hydra's, with help and errors for people."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "-h" in arguments or "--help" in arguments:
+        print(help_page())
+        return
+    try:
+        run_with_hydra(arguments)
+    except UserError as error:
+        fail(error)
+    except KeyboardInterrupt as stop:
+        print(stop if stop.args else "Stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_with_hydra(arguments: list[str]) -> None:
+    """Check what can be checked at once, then hand over to Hydra for one run or a sweep."""
+    parser = get_args_parser()
+    parser.error = refuse_arguments
+    parsed = parser.parse_args(arguments)
+    if parsed.multirun:
+        register_schema()
+        check_keys(parsed.overrides)
+        return run_sweep(arguments)
+    _, preset = compose_with_preset(parsed.overrides)
+    if not any(override.startswith("preset=") and override != "preset=auto" for override in parsed.overrides):
+        arguments = [f"preset={preset}", *(argument for argument in arguments if argument != "preset=auto")]
+    call_hydra(train_job, arguments)
+
+
+def refuse_arguments(message: str) -> NoReturn:
+    """What Hydra's argument parser calls for an unknown flag."""
+    raise UserError(f"{message}; settings are written key=value, python train.py --help lists them.")
+
+
+def call_hydra(task: Callable[[Any], Any], arguments: Sequence[str]) -> None:
+    """Run a task under hydra.main with these arguments; errors come out as exceptions, not as Hydra's report."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, arguments)) from error
+
+
+def train_job(_: Any) -> None:
+    """A single run. A user's mistake leaves by SystemExit, which Hydra passes on without a report of its own."""
+    try:
+        train_once()
+    except UserError as error:
+        fail(error)
+
+
+def train_once() -> Result:
+    """One job of Hydra's: compose again from its overrides (`preset=auto` may differ per job), then fit."""
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    try:
+        config = compose(*job.overrides.task)
+        if job.mode == RunMode.MULTIRUN and config.trainer.get("devices", 1) not in (1, "1"):
+            raise UserError(
+                f"trainer.devices={config.trainer['devices']} in a sweep would replay the sweep in every process; "
+                "use trainer.devices=1 with -m."
+            )
+        from effnet_lit.training.fit import fit
+
+        return fit(config, run_dir)
+    finally:
+        if run_dir.is_dir() and not any(run_dir.iterdir()):
+            run_dir.rmdir()
+
+
+def run_sweep(arguments: Sequence[str]) -> None:
+    """Run every job, let a failing one fail alone, and end with one table, best first."""
+    from effnet_lit.training.sweep import Job, print_table
+
+    jobs: list[Job] = []
+
+    def sweep_job(_: Any) -> float | None:
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            result = train_once()
+        except Exception as error:  # whatever it is, the other jobs go on and the table names it
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            jobs.append(Job(overrides, None, str(error)))
+            return None
+        jobs.append(Job(overrides, result, ""))
+        return result.val_accuracy
+
+    call_hydra(sweep_job, arguments)
+    print_table(jobs)
+    if any(job.result is None for job in jobs):
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""From class folders to batches: index, decode, cache, split, augment."""

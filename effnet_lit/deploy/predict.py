@@ -1,0 +1,91 @@
+"""Predictions from a model file and image files, by the decode that training used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from effnet_lit.config import UserError
+from effnet_lit.data.decode import DecodeError, decode
+from effnet_lit.data.folder import IMAGE_EXTENSIONS
+from effnet_lit.model.modelfile import ImageClassifier
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer: probabilities in the order of the model's classes, or why there are none."""
+
+    path: str
+    probabilities: np.ndarray | None
+    error: str = ""
+
+    def top(self, class_names: Sequence[str], count: int) -> list[tuple[str, float]]:
+        """The likeliest classes, best first."""
+        assert self.probabilities is not None
+        best = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(class_names[i], float(self.probabilities[i])) for i in best]
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """Files as given, folders as the image files below them, sorted.
+
+    Raises:
+        UserError: a path does not exist, or there is no image at all.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+            found += sorted(file for file in inside if is_image_name(file.name))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist; give image files or folders of images.")
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))} holds no image files; give image files or folders of images.")
+    return found
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file found in a folder should be tried."""
+    return not name.startswith(".") and Path(name).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
+
+
+def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Prediction]:
+    """Yield one prediction a path, in order; a file that cannot be read gets its reason and the rest go on."""
+    size = classifier.header.eval_size
+
+    def read(path: Path) -> np.ndarray | str:
+        try:
+            return decode(path, size)
+        except DecodeError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), BATCH):
+            group = paths[start : start + BATCH]
+            images = list(pool.map(read, group))
+            readable = [image for image in images if isinstance(image, np.ndarray)]
+            answers = iter(answer(classifier, readable))
+            for path, image in zip(group, images, strict=True):
+                if isinstance(image, str):
+                    yield Prediction(str(path), None, image)
+                else:
+                    yield Prediction(str(path), next(answers))
+
+
+@torch.inference_mode()
+def answer(classifier: ImageClassifier, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Probabilities (N, classes) of decoded images (S, S, 3)."""
+    if not images:
+        return np.empty((0, len(classifier.header.class_names)), np.float32)
+    device = next(classifier.parameters()).device
+    return classifier(torch.from_numpy(np.stack(images)).to(device)).cpu().numpy()

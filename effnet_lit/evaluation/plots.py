@@ -1,0 +1,55 @@
+"""Learning curves and the confusion matrix as PNG files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+TRAIN, VAL = "#9aa5b1", "#1f6feb"
+
+
+def plot_learning_curves(metrics_csv: Path, target: Path) -> None:
+    """Loss and accuracy over epochs, training and validation, one row an epoch in metrics.csv."""
+    with open(metrics_csv, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part, colour in (("train", TRAIN), ("val", VAL)):
+            points = [(int(row["epoch"]), float(row[key])) for row in rows if row.get(key := f"{part}/{quantity}")]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), color=colour, marker=".", label=part)
+        axes.set(xlabel="epoch", title=quantity)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+        if quantity == "accuracy":
+            axes.yaxis.set_major_formatter("{x:.0%}")
+    save(figure, target)
+
+
+def plot_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str], target: Path) -> None:
+    """Counts of (true class, predicted class); colour is the share of the true class."""
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(16.0, 2.5 + 0.45 * len(class_names))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes: Axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, format="{x:.0%}", shrink=0.8, label="share of the true class")
+    ticks = range(len(class_names))
+    axes.set_xticks(ticks, class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
+    axes.set_yticks(ticks, class_names)
+    axes.set(xlabel="predicted", ylabel="true", title="Held-out images")
+    if len(class_names) <= 30:
+        for true, predicted in np.argwhere(counts > 0):
+            colour = "white" if shares[true, predicted] > 0.5 else "black"
+            axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color=colour, fontsize=8)
+    save(figure, target)
+
+
+def save(figure: Figure, target: Path) -> None:
+    """Write the figure; no run is lost to a plot, but a full disk is an error as everywhere."""
+    figure.savefig(target, dpi=130)

@@ -1,0 +1,93 @@
+"""Checkpoints that survive a crash while they are written, and a stop by Ctrl-C that loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from effnet_lit.config import UserError
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+class StoppedByUser(Exception):
+    """Ctrl-C was pressed and the run's state is on disk."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, then renames: a reader finds the old file or the new one, never half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        with open(unfinished, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            os.replace(target, target.with_name(PREVIOUS))
+        os.replace(unfinished, target)
+        sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can (Windows cannot)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    """The newest readable checkpoint of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in (LAST, PREVIOUS):
+        path = run_dir / "checkpoints" / name
+        if path.is_file():
+            return path
+    raise UserError(f"resume={run_dir} has no checkpoint to go on from (checkpoints/{LAST}); start the run again.")
+
+
+class KeepLast(Callback):
+    """Saves after every epoch, and between two steps when Ctrl-C is pressed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LAST
+        self.stop_asked = False
+        self.former_handler: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            self.former_handler = signal.signal(signal.SIGINT, self.ask_to_stop)
+        except ValueError:  # not the main thread: the notebook's own interrupt stays
+            self.former_handler = None
+
+    def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_asked:  # pressed again: now, without saving
+            raise KeyboardInterrupt
+        self.stop_asked = True
+        print("\nStopping after this step (press Ctrl-C again to stop at once) ...", flush=True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Here every counter stands at the last finished batch; at a batch's end Lightning has not counted it yet.
+        if self.stop_asked:
+            trainer.save_checkpoint(self.path)
+            raise StoppedByUser
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.former_handler is not None:
+            signal.signal(signal.SIGINT, self.former_handler)

@@ -1,0 +1,173 @@
+"""``fit``: from a configuration to a run folder with a measured model. Nothing else builds a Trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import nn
+
+from effnet_lit.config import Config, UserError, check, from_dict, to_dict
+from effnet_lit.data.datamodule import ClassFolderDataModule
+from effnet_lit.data.prepare import PreparedData, prepare
+from effnet_lit.model.checkpointing import set_gradient_checkpointing
+from effnet_lit.model.modelfile import ImageClassifier
+from effnet_lit.model.zoo import create_model
+from effnet_lit.training.checkpoint import (
+    AtomicCheckpointIO,
+    KeepLast,
+    StoppedByUser,
+    last_checkpoint,
+)
+from effnet_lit.training.console import conclude, introduce
+from effnet_lit.training.hardware import resolve_hardware
+from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_loggers
+from effnet_lit.training.module import Classifier
+from effnet_lit.training.progress import RunProgress
+from effnet_lit.training.result import Result, finish, header, write_settings
+
+
+def fit(config: Config, run_dir: str | Path) -> Result:
+    """Train what ``config`` describes and write the run folder: model, result, metrics, plots, audit, settings.
+
+    Raises:
+        UserError: the data or the device cannot be used; nothing is left in ``run_dir`` then.
+        KeyboardInterrupt: Ctrl-C was pressed; the run is saved, the message says how to go on.
+    """
+    started = time.perf_counter()
+    check(config)
+    config = from_dict(to_dict(config))  # the caller's object stays as it is
+    run_dir = Path(config.resume or run_dir)
+    console = Console(highlight=False)
+    hardware = resolve_hardware(config)
+    data = prepare_with_progress(config, console)
+    network = build_network(config, len(data.class_names))
+    introduce(config, hardware, data, network, console)
+    checkpoint = last_checkpoint(run_dir) if config.resume else None
+    module, datamodule, trainer = build_training(config, data, network, run_dir, console)
+    write_settings(run_dir, config, data)
+    training_started = time.perf_counter()
+    train(trainer, module, datamodule, checkpoint, run_dir)
+    trained = time.perf_counter() - training_started
+    classifier = ImageClassifier(module.network, header(config, data, network)).to(hardware.device).eval()
+    seconds = {"training": trained, "total": time.perf_counter() - started}
+    result = finish(config, data, classifier, run_dir, hardware, seconds)
+    conclude(result, data, console)
+    return result
+
+
+def prepare_with_progress(config: Config, console: Console) -> PreparedData:
+    """``prepare``, with a bar while images are decoded for the first time."""
+    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    assert isinstance(config.data.eval_size, int)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        return prepare(
+            config.data,
+            config.seed,
+            config.limits == "on",
+            config.data.eval_size,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def build_network(config: Config, classes: int) -> nn.Module:
+    """The network with its weights; the mean and deviation that belong to them are stored in ``config``."""
+    torch.manual_seed(config.seed)
+    network = create_model(
+        config.model.name,
+        classes,
+        config.model.weights,
+        dropout_rate=config.dropout_rate,
+        drop_path_rate=config.model.drop_path_rate,
+    )
+    set_gradient_checkpointing(network, config.model.gradient_checkpointing)
+    config.data.mean = config.data.mean or list(network.mean)  # type: ignore[arg-type]
+    config.data.std = config.data.std or list(network.std)  # type: ignore[arg-type]
+    return network
+
+
+def build_training(
+    config: Config, data: PreparedData, network: nn.Module, run_dir: Path, console: Console
+) -> tuple[Classifier, ClassFolderDataModule, lightning.Trainer]:
+    """Module, data and Trainer of a run."""
+    assert isinstance(config.data.workers, int)
+    datamodule = ClassFolderDataModule(data, config.batch_size, config.seed, config.data.workers)
+    total = total_steps(config, datamodule.batches_per_epoch)
+    module = Classifier(network, len(data.class_names), config, total)
+    callbacks: list[Callback] = [RunProgress(console, total, config.epochs)]
+    if config.training.averaging_fraction:
+        span = max(1.0, total * config.training.averaging_fraction)
+        callbacks.append(EMAWeightAveraging(decay=1 - 1 / span))
+    if config.training.early_stopping:
+        callbacks.append(EarlyStopping("val/loss", patience=config.training.early_stopping))
+    callbacks.append(MetricsCsv(run_dir / "metrics.csv"))
+    callbacks.append(KeepLast(run_dir / "checkpoints"))
+    return module, datamodule, build_trainer(config, run_dir, callbacks)
+
+
+def build_trainer(config: Config, run_dir: Path, callbacks: list[Callback]) -> lightning.Trainer:
+    """Lightning's Trainer, with everything under ``trainer.*`` handed through.
+
+    Raises:
+        UserError: Lightning refuses a value.
+    """
+    options = {"num_sanity_val_steps": 0, "enable_model_summary": False} | config.trainer
+    try:
+        return lightning.Trainer(
+            max_epochs=config.epochs,
+            logger=build_loggers(config.log, run_dir),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,  # ours knows rank, epoch and step
+            enable_checkpointing=False,  # KeepLast does it
+            default_root_dir=run_dir,
+            **options,
+        )
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"trainer.* has a value that Lightning refuses: {str(error).splitlines()[0]}") from error
+
+
+def total_steps(config: Config, batches_per_epoch: int) -> int:
+    """Optimiser steps of the whole run, before the Trainer exists."""
+    limit = config.trainer.get("limit_train_batches")
+    if limit is not None:
+        batches_per_epoch = min(batches_per_epoch, limit if isinstance(limit, int) else int(batches_per_epoch * limit))
+    steps = math.ceil(batches_per_epoch / config.trainer.get("accumulate_grad_batches", 1)) * config.epochs
+    most = config.trainer.get("max_steps", -1)
+    return max(1, min(steps, most) if most > 0 else steps)
+
+
+def train(
+    trainer: lightning.Trainer,
+    module: Classifier,
+    datamodule: ClassFolderDataModule,
+    checkpoint: Path | None,
+    run_dir: Path,
+) -> None:
+    """Run the loop; turn Ctrl-C into a message that says how to go on."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*mid-epoch.*")  # our sampler does resume there
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except StoppedByUser:
+        done = trainer.global_step
+        message = f"Stopped and saved after step {done}. Go on with: python train.py resume={run_dir}"
+        raise KeyboardInterrupt(message) from None
+    finally:
+        finish_loggers(trainer.loggers)

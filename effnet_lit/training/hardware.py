@@ -1,0 +1,95 @@
+"""The ``auto`` settings that depend on the machine: device, precision, loader workers; and advice on the batch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from effnet_lit.config import Config, UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device a run uses; ``memory`` is the GPU's in bytes, 0 where there is none."""
+
+    accelerator: str
+    precision: str
+    workers: int
+    name: str
+    memory: int
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device({"gpu": "cuda"}.get(self.accelerator, self.accelerator))
+
+
+def resolve_hardware(config: Config) -> Hardware:
+    """Choose device, precision and workers, and store what they became in ``config``.
+
+    Raises:
+        UserError: the accelerator asked for is not there.
+    """
+    accelerator = choose_accelerator(str(config.trainer["accelerator"]))
+    precision = config.trainer["precision"]
+    if precision == "auto":
+        precision = choose_precision(accelerator)
+    workers = config.data.workers
+    if isinstance(workers, str):
+        # On a CPU the training itself needs every core; a GPU needs its batches gathered beside it.
+        workers = 0 if accelerator == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
+    config.trainer.update(accelerator=accelerator, precision=precision)
+    config.data.workers = workers
+    cuda = accelerator == "gpu"
+    name = (
+        torch.cuda.get_device_name(0) if cuda else f"{'Apple GPU' if accelerator == 'mps' else 'CPU'}, {cores()} cores"
+    )
+    memory = torch.cuda.get_device_properties(0).total_memory if cuda else 0
+    return Hardware(accelerator, str(precision), workers, name, memory)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_accelerator(asked: str) -> str:
+    """gpu, mps or cpu."""
+    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, is_there in there.items() if is_there)
+    asked = {"cuda": "gpu"}.get(asked, asked)
+    if asked not in there:
+        raise UserError(f"trainer.accelerator={asked} is not a choice; use one of: auto, gpu, mps, cpu.")
+    if not there[asked]:
+        found = next(name for name, is_there in there.items() if is_there)
+        raise UserError(
+            f"trainer.accelerator={asked}: PyTorch finds no such device here; use trainer.accelerator={found}."
+        )
+    return asked
+
+
+def choose_precision(accelerator: str) -> str:
+    """bf16 where the chip has it, fp16 on other cards with tensor cores, fp32 elsewhere.
+
+    GTX 16xx cards report fp16 and return NaN in convolutions; bf16 that is emulated costs time and gains nothing.
+    """
+    if accelerator != "gpu":
+        return "32-true"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    tensor_cores = torch.cuda.get_device_capability(0) >= (7, 0) and "GTX 16" not in torch.cuda.get_device_name(0)
+    return "16-mixed" if tensor_cores else "32-true"
+
+
+def batch_advice(hardware: Hardware, batch_size: int) -> str:
+    """The card's advice on the batch for this GPU's memory, where the run does not follow it; else empty."""
+    gigabytes = hardware.memory / 2**30
+    if not hardware.memory:
+        return ""
+    if gigabytes < 12 and batch_size > 32:
+        return f"{gigabytes:.0f} GB of GPU memory: batch_size=16 to 32 is advised if memory runs out."
+    if gigabytes >= 15 and batch_size < 32:
+        return f"{gigabytes:.0f} GB of GPU memory: batch_size=32 to 64 would be faster."
+    return ""

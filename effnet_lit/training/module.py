@@ -1,0 +1,100 @@
+"""The LightningModule: augment on the device, one forward pass, cross-entropy, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import Accuracy, F1Score, MeanMetric
+
+from effnet_lit.config import Config, to_dict
+from effnet_lit.data.augment import augment, random_numbers
+from effnet_lit.training.optim import build_optimizer, build_schedule
+
+
+class Classifier(lightning.LightningModule):
+    """Trains any image network that maps (N, 3, H, W) to (N, classes).
+
+    Training batches carry uint8 images, labels and positions in the epoch; the position, the epoch and the seed
+    decide each sample's augmentation, so neither the number of workers nor an interruption changes a run.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, classes: int, config: Config, total_steps: int) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.config = config
+        self.total_steps = total_steps
+        self.register_buffer("mean", torch.tensor(config.data.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.data.std).view(1, 3, 1, 1), persistent=False)
+        self.train_loss = MeanMetric()
+        self.train_accuracy = Accuracy(task="multiclass", num_classes=classes)
+        self.val_loss = MeanMetric()
+        self.val_accuracy = Accuracy(task="multiclass", num_classes=classes)
+        self.val_f1 = F1Score(task="multiclass", num_classes=classes, average="macro")
+        self.save_hyperparameters(to_dict(config))  # plain primitives, or weights_only loading refuses them
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """uint8 (N, S, S, 3) -> normalised float (N, 3, T, T); T is image_size in training, S in validation."""
+        images = batch["images"]
+        if self.trainer.training:
+            pixels = self.augment(images, batch["positions"])
+        else:
+            pixels = images.permute(0, 3, 1, 2).float() / 255
+        return {**batch, "images": (pixels - self.mean) / self.std}
+
+    def augment(self, images: Tensor, positions: Tensor) -> Tensor:
+        """Training images in 0-1, (N, 3, T, T)."""
+        data = self.config.data
+        assert isinstance(data.image_size, int)
+        start = int(positions[0])
+        numbers = random_numbers(self.config.seed, self.current_epoch, start, len(images))
+        return augment(
+            images, torch.from_numpy(numbers), self.config.augmentation, data.image_size, data.horizontal_flip == "on"
+        )
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.seed_step()
+        logits = self.network(batch["images"])
+        loss = functional.cross_entropy(
+            logits.float(), batch["labels"], label_smoothing=self.config.training.label_smoothing
+        )
+        self.train_loss.update(loss.detach())
+        self.train_accuracy.update(logits.detach(), batch["labels"])
+        return loss
+
+    def seed_step(self) -> None:
+        """Dropout and stochastic depth depend on (seed, step, rank) alone, so a resumed run draws the same."""
+        key = np.random.SeedSequence([self.config.seed, self.global_step, self.global_rank])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def on_train_epoch_end(self) -> None:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        values = {"train/loss": self.train_loss, "train/accuracy": self.train_accuracy}
+        self.log_dict(
+            {name: metric.compute() for name, metric in values.items()} | {"learning_rate": rate}, sync_dist=True
+        )
+        for metric in values.values():
+            metric.reset()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        logits = self.network(batch["images"]).float()
+        self.val_loss.update(functional.cross_entropy(logits, batch["labels"]), weight=len(logits))
+        self.val_accuracy.update(logits, batch["labels"])
+        self.val_f1.update(logits, batch["labels"])
+        self.log_dict(
+            {"val/loss": self.val_loss, "val/accuracy": self.val_accuracy, "val/f1": self.val_f1},
+            on_step=False,
+            on_epoch=True,
+        )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.network, self.config.learning_rate, self.config.training)
+        schedule = build_schedule(optimizer, self.total_steps, self.config.training)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,166 @@
+"""The run folder: settings before training; model file, figures and plots after it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from effnet_lit.config import Config, to_dict
+from effnet_lit.data.audit import write_audit
+from effnet_lit.data.decode import RESIZE_RULE
+from effnet_lit.data.prepare import PreparedData
+from effnet_lit.evaluation.metrics import (
+    baseline_accuracy,
+    measure,
+    predict_probabilities,
+)
+from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_curves
+from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
+from effnet_lit.training.hardware import Hardware
+
+VERSIONS_OF = ("effnet_lit", "torch", "torchvision", "lightning", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind; ``test`` was measured on the part that chose nothing."""
+
+    run_dir: Path
+    model_path: Path
+    test: dict[str, Any]
+    val_accuracy: float
+    baseline_accuracy: float
+    seconds: float
+
+
+def write_settings(run_dir: Path, config: Config, data: PreparedData) -> None:
+    """config.yaml (what every ``auto`` became) and audit.json."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    page = yaml.safe_dump(to_dict(config) | {"resume": None}, sort_keys=False, allow_unicode=True)
+    (run_dir / "config.yaml").write_text(page, encoding="utf-8")
+    write_audit(run_dir / "audit.json", data.audit)
+
+
+def header(config: Config, data: PreparedData, network: nn.Module) -> Header:
+    """What model.safetensors says of itself, before it was measured."""
+    assert isinstance(config.data.image_size, int) and isinstance(config.data.eval_size, int)
+    assert config.data.mean is not None and config.data.std is not None
+    return Header(
+        architecture=network.architecture,  # type: ignore[arg-type]
+        class_names=list(data.class_names),
+        image_size=config.data.image_size,
+        eval_size=config.data.eval_size,
+        resize=RESIZE_RULE,
+        mean=list(config.data.mean),
+        std=list(config.data.std),
+        calibration={"temperature": 1.0},
+        metrics={},
+        data={"fingerprint": data.fingerprint, "images": len(data.labels)},
+        training={"seed": config.seed, "epochs": config.epochs, "weights": config.model.weights},
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Python's and the main packages' versions."""
+    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF}
+
+
+def finish(
+    config: Config,
+    data: PreparedData,
+    classifier: ImageClassifier,
+    run_dir: Path,
+    hardware: Hardware,
+    seconds: dict[str, float],
+) -> Result:
+    """Measure on val and test, then write model file, result.json, predictions and plots."""
+    names = data.class_names
+    probabilities = {part: predict_part(classifier, data, part) for part in ("val", "test")}
+    labels = {part: data.labels[data.part(part)] for part in ("train", "val", "test")}
+    figures = {part: measure(probabilities[part], torch.from_numpy(labels[part]), names) for part in probabilities}
+    model_path = run_dir / "model.safetensors"
+    summary = {key: figures["test"][key] for key in ("accuracy", "accuracy_ci95", "images", "f1_macro")}
+    classifier.header = replace(classifier.header, metrics={"test": summary})
+    write_model(model_path, classifier)
+    result = Result(
+        run_dir,
+        model_path,
+        figures["test"],
+        figures["val"]["accuracy"],
+        baseline_accuracy(labels["train"], labels["test"]),
+        seconds["total"],
+    )
+    write_json(
+        run_dir / "result.json",
+        {
+            "test": result.test,
+            "val": figures["val"],
+            "baseline_accuracy": result.baseline_accuracy,
+            "seconds": result.seconds,
+            "seconds_training": seconds["training"],
+            "images": {part: len(values) for part, values in labels.items()},
+            "class_names": list(names),
+            "parameters": sum(parameter.numel() for parameter in classifier.network.parameters()),
+            "model_bytes": model_path.stat().st_size,
+            "cache_bytes": data.cache_bytes,
+            "data_fingerprint": data.fingerprint,
+            "device": hardware.name,
+            "precision": hardware.precision,
+            "gpu_peak_bytes": torch.cuda.max_memory_allocated() if hardware.accelerator == "gpu" else None,
+            "preset": config.name,
+            "versions": versions(),
+        },
+    )
+    write_predictions(run_dir / "test_predictions.csv", data, probabilities["test"])
+    plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
+    plot_confusion_matrix(result.test["confusion_matrix"], names, run_dir / "confusion_matrix.png")
+    point_latest(run_dir)
+    return result
+
+
+def predict_part(classifier: ImageClassifier, data: PreparedData, part: str) -> Tensor:
+    """Probabilities (N, classes) of one part, from the cached images."""
+    rows = data.rows[data.part(part)]
+    return predict_probabilities(classifier, lambda start, stop: data.images[rows[start:stop]], len(rows))
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Beside the target first, then renamed: never half a file."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_predictions(path: Path, data: PreparedData, probabilities: Tensor) -> None:
+    """One row a held-out image: path, true class, predicted class, every class's probability."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "class", *data.class_names])
+        for i, row in zip(data.part("test"), probabilities, strict=True):
+            names = data.class_names[data.labels[i]], data.class_names[int(row.argmax())]
+            writer.writerow([data.paths[i], *names, *(repr(float(value)) for value in row)])
+
+
+def point_latest(run_dir: Path) -> None:
+    """runs/latest is this run: a link, or a text file where links are not to be had."""
+    latest = run_dir.parent / "latest"
+    unfinished = run_dir.parent / ".latest.unfinished"
+    if latest.is_dir() and not latest.is_symlink():
+        return  # the user's own folder
+    unfinished.unlink(missing_ok=True)
+    try:
+        unfinished.symlink_to(run_dir.name, target_is_directory=True)
+    except OSError:
+        unfinished.write_text(str(run_dir.resolve()), encoding="utf-8")
+    os.replace(unfinished, latest)

@@ -1,0 +1,131 @@
+"""From overrides to a Config: presets, examples, autos, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from effnet_lit.composition import OWNED_TRAINER_ARGUMENTS, compose, conf_dir, mirror_changes_label, trainer_arguments
+from effnet_lit.config import UserError, to_dict
+
+PRESETS = {  # the card's table: batch_size, epochs, learning_rate, dropout_rate, augmentation
+    "small": (16, 30, 5e-4, 0.3, "heavy"),
+    "medium": (32, 18, 1e-3, 0.2, "standard"),
+    "large": (64, 12, 1.5e-3, 0.15, "light"),
+}
+EXAMPLES = {"mobile_app": (32, 20, 1e-3, 0.2), "cloud_service": (64, 12, 1e-3, 0.2), "edge_device": (16, 25, 5e-4, 0.25)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_the_cards(preset: str) -> None:
+    config = compose(f"preset={preset}")
+    five = (config.batch_size, config.epochs, config.learning_rate, config.dropout_rate, config.augmentation)
+    assert five == PRESETS[preset]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_are_the_cards_and_win_over_the_preset(example: str) -> None:
+    config = compose(f"example={example}", "preset=large")
+    assert (config.batch_size, config.epochs, config.learning_rate, config.dropout_rate) == EXAMPLES[example]
+    assert config.expectation
+
+
+def test_the_command_line_wins_over_everything() -> None:
+    assert compose("preset=small", "example=edge_device", "epochs=7").epochs == 7
+
+
+def test_auto_takes_the_preset_by_the_number_of_images(class_folder: Path) -> None:
+    assert compose().epochs == PRESETS["medium"][1]  # 1,797 digits
+    config = compose(f"data.dir={class_folder}", "limits=off")
+    assert (config.batch_size, config.name) == (16, f"{class_folder.name}-small")
+
+
+def test_autos_for_digits_and_for_own_images(class_folder: Path) -> None:
+    digits = compose()
+    assert (digits.data.image_size, digits.data.eval_size, digits.model.weights) == (64, 73, "none")
+    assert digits.data.horizontal_flip == "off"
+    own = compose(f"data.dir={class_folder}", "limits=off")
+    assert (own.data.image_size, own.data.eval_size, own.model.weights) == (224, 256, "imagenet")
+    assert own.data.horizontal_flip == "on"
+    assert compose("model.name=vit_b_16").data.eval_size == 64  # a position embedding has one size
+
+
+@pytest.mark.parametrize(
+    ("names", "changes"),
+    [(["0", "1", "2"], True), (["a", "b"], True), (["turn_left", "turn_right"], True), (["cat", "dog"], False), (["bright", "lefty"], False)],
+)
+def test_mirror_changes_label(names: list[str], changes: bool) -> None:
+    assert mirror_changes_label(names) is changes
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("batchsize=3", "batchsize is not a setting; did you mean batch_size"),
+        ("image_size=96", "did you mean data.image_size"),
+        ("trainer.acelerator=gpu", "did you mean trainer.accelerator"),
+        ("zzz=1", "--help lists them all"),
+        ("batch_size=abc", "batch_size=abc has the wrong type; give a whole number"),
+        ("epochs=2.5", "epochs=2.5 has the wrong type; give a whole number"),
+        ("data.image_size=big", "whole number or auto"),
+        ("log.tensorboard=perhaps", "true or false"),
+        ("batch_size=128", "outside 8 to 64"),
+        ("preset=huge", "use one of: auto, large, medium, small"),
+        ("example=phone", "use one of: cloud_service, edge_device, mobile_app"),
+        ("trainer.max_epochs=3", "use epochs instead"),
+        ("batch_size", "write key=value"),
+        ("data.horizontal_flip=true", "auto, on, off"),
+        ("data.dir=/nowhere/at/all", "/nowhere/at/all"),
+        ("resume=nowhere", "not a run folder"),
+    ],
+)
+def test_each_mistake_is_one_sentence(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words.replace("(", r"\(")) as caught:
+        compose(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_trainer_arguments_are_lightnings() -> None:
+    from lightning import Trainer
+
+    assert set(trainer_arguments()) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+    assert set(OWNED_TRAINER_ARGUMENTS) <= set(trainer_arguments())
+
+
+def test_trainer_arguments_pass_through() -> None:
+    assert compose("trainer.max_steps=3", "trainer.gradient_clip_val=1.0").trainer == {
+        "accelerator": "auto",
+        "devices": 1,
+        "precision": "auto",
+        "max_steps": 3,
+        "gradient_clip_val": 1.0,
+    }
+
+
+def test_pages_hold_numbers_not_classes() -> None:
+    for page in conf_dir().rglob("*.yaml"):
+        assert "_target_" not in page.read_text(encoding="utf-8"), page
+
+
+def test_resume_takes_the_stored_settings_and_nothing_else(tmp_path: Path) -> None:
+    stored = compose("preset=small", "seed=7")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(stored)), encoding="utf-8")
+    config = compose(f"resume={tmp_path}")
+    assert (config.seed, config.epochs, config.resume) == (7, 30, str(tmp_path))
+    with pytest.raises(UserError, match="remove seed=8"):
+        compose(f"resume={tmp_path}", "seed=8")
+
+
+def test_compose_inside_a_hydra_job_leaves_hydra_as_it_was() -> None:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        compose("seed=3")
+        assert GlobalHydra.instance().hydra is outer
+        assert hydra_compose("config").seed == 0

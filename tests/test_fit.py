@@ -1,0 +1,179 @@
+"""Whole runs on small folders: what they leave, that they repeat, that they go on after a stop."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from effnet_lit import compose, fit, load_model
+from effnet_lit.config import Config, UserError
+from effnet_lit.training.checkpoint import LAST
+
+TINY = ("limits=off", "epochs=2", "batch_size=16", "data.image_size=32", "model.weights=none", "seed=3")
+
+
+def tiny(folder: Path, *overrides: str) -> Config:
+    """A run of seconds on the fixture's folder; later overrides win."""
+    keys = {override.split("=")[0] for override in overrides}
+    return compose(f"data.dir={folder}", *(o for o in TINY if o.split("=")[0] not in keys), *overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(class_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one finished tiny run."""
+    return fit(tiny(class_folder), tmp_path_factory.mktemp("runs") / "first").run_dir
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's model file."""
+    return load_file(run_dir / "model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_run_folder_is_complete(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "model.safetensors", "result.json", "metrics.csv", "config.yaml", "audit.json",
+        "learning_curves.png", "confusion_matrix.png", "test_predictions.csv", "checkpoints",
+    }  # fmt: skip
+    result = json.loads((finished / "result.json").read_text(encoding="utf-8"))
+    low, high = result["test"]["accuracy_ci95"]
+    assert 0 <= low <= result["test"]["accuracy"] <= high <= 1
+    assert result["test"]["images"] == result["images"]["test"] == 24
+    assert result["baseline_accuracy"] == pytest.approx(1 / 3)
+    assert result["model_bytes"] == (finished / "model.safetensors").stat().st_size
+    assert result["seconds"] > result["seconds_training"] > 0
+    rows = list(csv.DictReader(open(finished / "metrics.csv", newline="", encoding="utf-8")))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(float(row[key]) >= 0 for row in rows for key in row)
+
+
+def test_settings_hold_no_auto(finished: Path) -> None:
+    text = (finished / "config.yaml").read_text(encoding="utf-8")
+    assert "auto" not in text
+    assert yaml.safe_load(text)["data"]["eval_size"] == 37
+
+
+def test_latest_points_to_the_run(finished: Path) -> None:
+    assert (finished.parent / "latest").resolve() == finished.resolve()
+
+
+def test_the_model_file_explains_itself(finished: Path) -> None:
+    header = load_model(finished / "model.safetensors").header
+    assert header.class_names == ["blue", "green", "red"]
+    assert (header.image_size, header.eval_size) == (32, 37)
+    assert header.metrics["test"]["images"] == 24
+
+
+def test_same_seed_same_weights_whatever_the_workers(finished: Path, class_folder: Path, tmp_path: Path) -> None:
+    again = fit(tiny(class_folder, "data.workers=2"), tmp_path / "again").run_dir
+    assert equal(weights(finished), weights(again))
+    other = fit(tiny(class_folder, "seed=4"), tmp_path / "other").run_dir
+    assert not equal(weights(finished), weights(other))
+
+
+def test_gradient_checkpointing_gives_the_same_weights(finished: Path, class_folder: Path, tmp_path: Path) -> None:
+    again = fit(tiny(class_folder, "model.gradient_checkpointing=blocks"), tmp_path / "again").run_dir
+    assert equal(weights(finished), weights(again))
+
+
+@pytest.mark.parametrize("steps", [3, 5])  # 5 steps an epoch: in its middle, and at its end
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    finished: Path, class_folder: Path, tmp_path: Path, steps: int
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from effnet_lit.training.module import Classifier\n"
+        "from effnet_lit.composition import main\n"
+        "inner = Classifier.training_step\n"
+        "def step(self, batch, index):\n"
+        f"    if self.global_step == {steps - 1}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return inner(self, batch, index)\n"
+        "Classifier.training_step = step\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    run_dir = tmp_path / "run"
+    command = [sys.executable, str(script), f"data.dir={class_folder}", *TINY, f"hydra.run.dir={run_dir}"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    stopped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 130, stopped.stderr
+    assert f"saved after step {steps}" in stopped.stderr
+    assert f"resume={run_dir}" in stopped.stderr
+    assert not (run_dir / "model.safetensors").exists()
+    resumed = fit(compose(f"resume={run_dir}"), tmp_path / "unused").run_dir
+    assert resumed == run_dir
+    assert equal(weights(finished), weights(resumed))
+    rows = list(csv.DictReader(open(run_dir / "metrics.csv", newline="", encoding="utf-8")))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+
+
+def test_killed_while_saving_leaves_a_readable_checkpoint(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from effnet_lit.training.checkpoint import AtomicCheckpointIO\n"
+        "for i in range(10**6):\n"
+        "    AtomicCheckpointIO().save_checkpoint({'number': i, 'values': torch.full((200_000,), float(i))}, Path(sys.argv[1]))\n"
+        "    print(i, flush=True)\n"
+    )
+    path = tmp_path / LAST
+    root = Path(__file__).resolve().parent.parent
+    for attempt in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], cwd=root, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.013 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for kept in (path, path.with_name("previous.ckpt")):
+            if kept.exists():
+                state = torch.load(kept, weights_only=True)
+                assert (state["values"] == state["number"]).all()
+
+
+def test_early_stopping_stops(class_folder: Path, tmp_path: Path) -> None:
+    config = tiny(class_folder, "epochs=12", "learning_rate=1e-12", "training.early_stopping=1")
+    run_dir = fit(config, tmp_path / "run").run_dir
+    rows = list(csv.DictReader(open(run_dir / "metrics.csv", newline="", encoding="utf-8")))
+    assert len(rows) < 12
+
+
+def test_what_lightning_refuses_is_one_sentence_and_leaves_nothing(class_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.\* has a value that Lightning refuses"):
+        fit(tiny(class_folder, "trainer.precision=nonsense"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"use one of: auto, gpu, mps, cpu"):
+        fit(tiny(class_folder, "trainer.accelerator=quantum"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_leaves_the_callers_config_alone(class_folder: Path, tmp_path: Path) -> None:
+    config = tiny(class_folder, "epochs=1")
+    fit(config, tmp_path / "run")
+    assert config == tiny(class_folder, "epochs=1")
+
+
+@pytest.mark.slow
+def test_wandb_offline_needs_no_account(class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_dir = fit(tiny(class_folder, "epochs=1", "log.wandb=offline"), tmp_path / "run").run_dir
+    assert list(run_dir.glob("wandb/offline-run-*"))

@@ -1,0 +1,31 @@
+"""Multirun: every job, one table, a failing job alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_sweep_ends_in_a_table_and_a_failing_job_fails_alone(class_folder: Path, tmp_path: Path) -> None:
+    settings = ["limits=off", "epochs=1", "batch_size=16", "data.image_size=32", "model.weights=none"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", f"data.dir={class_folder}", *settings, "seed=1,2,-5"]
+    environment = os.environ | {"COLUMNS": "220"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    table = done.stdout[done.stdout.index("val accuracy") :]
+    assert table.count("model.safetensors") == 2
+    assert "failed" in table
+    assert "seed=-5 is impossible" in table
+    (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-sweep"))
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir() and not path.is_symlink()) == ["0", "1"]
+
+
+def test_several_devices_in_a_sweep_are_refused(class_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", f"data.dir={class_folder}", "limits=off", "trainer.devices=2,3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "would replay the sweep" in done.stdout
