@@ -155,11 +155,20 @@ def resolve(config: Config, preset: str, index: Index | None) -> None:
         data.image_size = 64 if embedded else 224
     assert isinstance(data.image_size, int)
     if data.eval_size == "auto":
-        data.eval_size = round(data.image_size * EVAL_TO_TRAIN_RATIO)
+        data.eval_size = eval_size_for(data.image_size)
     if config.model.name == "vit_b_16":  # its position embedding has one size
         data.eval_size = data.image_size
     if data.horizontal_flip == "auto":
         data.horizontal_flip = "off" if index is None or mirror_changes_label(index.class_names) else "on"
+
+
+def eval_size_for(image_size: int) -> int:
+    """8/7 of the training size, rounded down to a multiple of 32: 224 -> 256, 96 -> 96, 64 -> 64.
+
+    The network halves the size five times. Between two multiples of 32 the last maps of a small image change their
+    shape (64 -> 2x2, 73 -> 3x3), and with it how much of them is padding: accuracy collapses.
+    """
+    return max(image_size, int(image_size * EVAL_TO_TRAIN_RATIO) // 32 * 32)
 
 
 def mirror_changes_label(class_names: Sequence[str]) -> bool:

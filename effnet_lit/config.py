@@ -68,7 +68,7 @@ class DataConfig:
     )
     eval_size: int | str = knob(
         "auto",
-        "size for measuring and prediction; auto = 8/7 of image_size",
+        "size for measuring and prediction; auto = 256 for 224, see README for others",
         unit="pixels",
         possible=Range(32, 1200),
     )

@@ -45,7 +45,7 @@ def test_auto_takes_the_preset_by_the_number_of_images(class_folder: Path) -> No
 
 def test_autos_for_digits_and_for_own_images(class_folder: Path) -> None:
     digits = compose()
-    assert (digits.data.image_size, digits.data.eval_size, digits.model.weights) == (64, 73, "none")
+    assert (digits.data.image_size, digits.data.eval_size, digits.model.weights) == (64, 64, "none")
     assert digits.data.horizontal_flip == "off"
     own = compose(f"data.dir={class_folder}", "limits=off")
     assert (own.data.image_size, own.data.eval_size, own.model.weights) == (224, 256, "imagenet")

@@ -66,7 +66,7 @@ def test_the_run_folder_is_complete(finished: Path) -> None:
 def test_settings_hold_no_auto(finished: Path) -> None:
     text = (finished / "config.yaml").read_text(encoding="utf-8")
     assert "auto" not in text
-    assert yaml.safe_load(text)["data"]["eval_size"] == 37
+    assert yaml.safe_load(text)["data"]["eval_size"] == 32
 
 
 def test_latest_points_to_the_run(finished: Path) -> None:
@@ -76,7 +76,7 @@ def test_latest_points_to_the_run(finished: Path) -> None:
 def test_the_model_file_explains_itself(finished: Path) -> None:
     header = load_model(finished / "model.safetensors").header
     assert header.class_names == ["blue", "green", "red"]
-    assert (header.image_size, header.eval_size) == (32, 37)
+    assert (header.image_size, header.eval_size) == (32, 32)
     assert header.metrics["test"]["images"] == 24
 
 

@@ -13,7 +13,7 @@ import torch
 
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import DecodeError, decode
-from effnet_lit.data.folder import IMAGE_EXTENSIONS
+from effnet_lit.data.folder import is_hidden, is_image_name
 from effnet_lit.model.modelfile import ImageClassifier
 
 BATCH = 64
@@ -44,7 +44,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_dir():
             inside = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-            found += sorted(file for file in inside if is_image_name(file.name))
+            found += sorted(file for file in inside if is_image_name(file.name) and not is_hidden(file.name))
         elif path.is_file():
             found.append(path)
         else:
@@ -52,11 +52,6 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     if not found:
         raise UserError(f"{', '.join(map(str, paths))} holds no image files; give image files or folders of images.")
     return found
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file found in a folder should be tried."""
-    return not name.startswith(".") and Path(name).suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
 
 
 def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Prediction]:

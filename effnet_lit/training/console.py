@@ -53,7 +53,7 @@ def conclude(result: Result, data: PreparedData, console: Console) -> None:
     )
     console.print(f"Open     {folder}/confusion_matrix.png and learning_curves.png; all figures: {folder}/result.json")
     console.print(f"Model    {folder}/model.safetensors ({result.model_path.stat().st_size / 1e6:.1f} MB)")
-    console.print(f"Next     effnet predict {folder} IMAGE ...", soft_wrap=True)
+    console.print(f"Next     effnet predict {folder} IMAGE ...")
 
 
 def shown(path: Path) -> Path:

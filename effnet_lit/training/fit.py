@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import (
@@ -41,6 +43,10 @@ from effnet_lit.training.progress import RunProgress
 from effnet_lit.training.result import Result, finish, header, write_settings
 
 
+# Lightning's advice that does not apply: the loader only gathers rows of an array, and our sampler resumes mid-epoch.
+UNINTERESTING = (".*does not have many workers.*", ".*ended without completing.*|.*mid-epoch.*", ".*LeafSpec.*")
+
+
 def fit(config: Config, run_dir: str | Path) -> Result:
     """Train what ``config`` describes and write the run folder: model, result, metrics, plots, audit, settings.
 
@@ -52,7 +58,8 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     check(config)
     config = from_dict(to_dict(config))  # the caller's object stays as it is
     run_dir = Path(config.resume or run_dir)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     hardware = resolve_hardware(config)
     data = prepare_with_progress(config, console)
     network = build_network(config, len(data.class_names))
@@ -116,11 +123,16 @@ def build_training(
     if config.training.early_stopping:
         callbacks.append(EarlyStopping("val/loss", patience=config.training.early_stopping))
     callbacks.append(MetricsCsv(run_dir / "metrics.csv"))
+    loggers = build_loggers(config.log, run_dir)
+    if loggers:
+        callbacks.append(LearningRateMonitor("step"))
     callbacks.append(KeepLast(run_dir / "checkpoints"))
-    return module, datamodule, build_trainer(config, run_dir, callbacks)
+    return module, datamodule, build_trainer(config, run_dir, loggers, callbacks)
 
 
-def build_trainer(config: Config, run_dir: Path, callbacks: list[Callback]) -> lightning.Trainer:
+def build_trainer(
+    config: Config, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]
+) -> lightning.Trainer:
     """Lightning's Trainer, with everything under ``trainer.*`` handed through.
 
     Raises:
@@ -130,7 +142,7 @@ def build_trainer(config: Config, run_dir: Path, callbacks: list[Callback]) -> l
     try:
         return lightning.Trainer(
             max_epochs=config.epochs,
-            logger=build_loggers(config.log, run_dir),
+            logger=loggers,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,  # ours knows rank, epoch and step
@@ -162,8 +174,8 @@ def train(
     """Run the loop; turn Ctrl-C into a message that says how to go on."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            warnings.filterwarnings("ignore", ".*mid-epoch.*")  # our sampler does resume there
+            for known in UNINTERESTING:
+                warnings.filterwarnings("ignore", known)
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     except StoppedByUser:
         done = trainer.global_step

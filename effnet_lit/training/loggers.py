@@ -35,13 +35,14 @@ class MetricsCsv(Callback):
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The module's own hook has run before: its training figures are among the metrics.
         if not trainer.is_global_zero:
             return
         known = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = {"epoch": trainer.current_epoch + 1, "seconds": round(time.perf_counter() - self.started, 3)}
+        row = {name: known[name] for name in COLUMNS if name in known}
+        row |= {"epoch": trainer.current_epoch + 1, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+        row |= {"seconds": round(time.perf_counter() - self.started, 3)}
         with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row | {name: known[name] for name in COLUMNS if name in known})
+            csv.DictWriter(file, COLUMNS).writerow(row)
 
 
 def build_loggers(config: LogConfig, run_dir: Path) -> list[Logger]:

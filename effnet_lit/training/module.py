@@ -40,33 +40,29 @@ class Classifier(lightning.LightningModule):
         self.val_f1 = F1Score(task="multiclass", num_classes=classes, average="macro")
         self.save_hyperparameters(to_dict(config))  # plain primitives, or weights_only loading refuses them
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """uint8 (N, S, S, 3) -> normalised float (N, 3, T, T); T is image_size in training, S in validation."""
-        images = batch["images"]
-        if self.trainer.training:
-            pixels = self.augment(images, batch["positions"])
-        else:
-            pixels = images.permute(0, 3, 1, 2).float() / 255
-        return {**batch, "images": (pixels - self.mean) / self.std}
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in 0-1, (N, 3, H, W), as the weights expect them."""
+        return (pixels - self.mean) / self.std
 
-    def augment(self, images: Tensor, positions: Tensor) -> Tensor:
-        """Training images in 0-1, (N, 3, T, T)."""
+    def augment(self, batch: dict[str, Tensor]) -> Tensor:
+        """uint8 (N, S, S, 3) -> training images in 0-1, (N, 3, T, T)."""
         data = self.config.data
         assert isinstance(data.image_size, int)
-        start = int(positions[0])
-        numbers = random_numbers(self.config.seed, self.current_epoch, start, len(images))
-        return augment(
-            images, torch.from_numpy(numbers), self.config.augmentation, data.image_size, data.horizontal_flip == "on"
-        )
+        images = batch["images"]
+        numbers = random_numbers(self.config.seed, self.current_epoch, int(batch["positions"][0]), len(images))
+        flip = data.horizontal_flip == "on"
+        return augment(images, torch.from_numpy(numbers), self.config.augmentation, data.image_size, flip)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.seed_step()
-        logits = self.network(batch["images"])
+        logits = self.network(self.normalise(self.augment(batch))).float()
         loss = functional.cross_entropy(
-            logits.float(), batch["labels"], label_smoothing=self.config.training.label_smoothing
+            logits, batch["labels"], label_smoothing=self.config.training.label_smoothing
         )
         self.train_loss.update(loss.detach())
         self.train_accuracy.update(logits.detach(), batch["labels"])
+        figures = {"train/loss": self.train_loss, "train/accuracy": self.train_accuracy}
+        self.log_dict(figures, on_step=False, on_epoch=True)
         return loss
 
     def seed_step(self) -> None:
@@ -74,17 +70,9 @@ class Classifier(lightning.LightningModule):
         key = np.random.SeedSequence([self.config.seed, self.global_step, self.global_rank])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
-    def on_train_epoch_end(self) -> None:
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        values = {"train/loss": self.train_loss, "train/accuracy": self.train_accuracy}
-        self.log_dict(
-            {name: metric.compute() for name, metric in values.items()} | {"learning_rate": rate}, sync_dist=True
-        )
-        for metric in values.values():
-            metric.reset()
-
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        logits = self.network(batch["images"]).float()
+        pixels = batch["images"].permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S)
+        logits = self.network(self.normalise(pixels)).float()
         self.val_loss.update(functional.cross_entropy(logits, batch["labels"]), weight=len(logits))
         self.val_accuracy.update(logits, batch["labels"])
         self.val_f1.update(logits, batch["labels"])

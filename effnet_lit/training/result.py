@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from effnet_lit import __version__
 from effnet_lit.config import Config, to_dict
 from effnet_lit.data.audit import write_audit
 from effnet_lit.data.decode import RESIZE_RULE
@@ -28,7 +29,7 @@ from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_cur
 from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
 from effnet_lit.training.hardware import Hardware
 
-VERSIONS_OF = ("effnet_lit", "torch", "torchvision", "lightning", "numpy", "pillow")
+VERSIONS_OF = ("torch", "torchvision", "lightning", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def header(config: Config, data: PreparedData, network: nn.Module) -> Header:
 
 def versions() -> dict[str, str]:
     """Python's and the main packages' versions."""
-    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF}
+    ours = {"effnet_lit": __version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in VERSIONS_OF}
 
 
 def finish(

@@ -1,0 +1,201 @@
+"""EfficientNet from scratch (arXiv 1905.11946): MBConv blocks (arXiv 1801.04381) with squeeze-and-excitation
+(arXiv 1709.01507), B0 as the paper's table 1, the others by compound scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import StochasticDepth
+
+from effnet_lit.model.scaling import SCALES, scale_channels, scale_repeats
+
+
+class Stage(NamedTuple):
+    """One row of the table: ``repeats`` MBConv blocks, the first with ``stride``."""
+
+    expand: int
+    kernel: int
+    stride: int
+    channels: int
+    repeats: int
+
+
+STEM_CHANNELS = 32
+HEAD_FACTOR = 4  # head channels per channel of the last stage: 320 -> 1280
+B0_STAGES = (
+    #     expand kernel stride channels repeats      out size at 224
+    Stage(1, 3, 1, 16, 1),  #                      112
+    Stage(6, 3, 2, 24, 2),  #                       56
+    Stage(6, 5, 2, 40, 2),  #                       28
+    Stage(6, 3, 2, 80, 3),  #                       14
+    Stage(6, 5, 1, 112, 3),  #                      14
+    Stage(6, 5, 2, 192, 4),  #                       7
+    Stage(6, 3, 1, 320, 1),  #                       7
+)
+
+
+class SamePaddingConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's padding: at stride 2 the odd pixel goes to the right and the bottom."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (bottom, top), (right, left) = (
+            same_padding(size, kernel, stride)
+            for size, kernel, stride in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
+        )
+        return super().forward(functional.pad(x, (left, right, top, bottom)))
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """(after, before) so that ceil(size / stride) pixels come out."""
+    total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
+    return total - total // 2, total // 2
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution, BatchNorm and, unless ``activation`` is off, SiLU; settings as ``EfficientNet``."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        settings: dict[str, Any],
+        stride: int = 1,
+        groups: int = 1,
+        activation: bool = True,
+    ) -> None:
+        same = settings["padding"] == "same"
+        convolution = SamePaddingConv2d if same else nn.Conv2d
+        padding = 0 if same else kernel // 2
+        super().__init__()
+        self.conv = convolution(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+        eps, momentum = settings["batchnorm_eps"], settings["batchnorm_momentum"]
+        self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
+        if activation:
+            self.act = nn.SiLU(inplace=True)
+
+
+def mean_over_space(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, 1, 1). Half precision sums in float32: 112 x 112 values overflow fp16."""
+    return x.mean((2, 3), keepdim=True, dtype=torch.float32 if x.dtype == torch.float16 else None).to(x.dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs channels by a gate computed from their means: (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(functional.silu(self.reduce(mean_over_space(x))))
+        return x * torch.sigmoid(gate)
+
+
+class MBConv(nn.Module):
+    """Expand 1x1, depthwise k x k, squeeze-and-excite, project 1x1; skip where the shapes match.
+
+    The squeeze is a quarter of the block's input channels, not of the expanded ones.
+    """
+
+    def __init__(
+        self, in_channels: int, stage: Stage, stride: int, drop_path_rate: float, settings: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        hidden = in_channels * stage.expand
+        self.expand = ConvNorm(in_channels, hidden, 1, settings) if stage.expand > 1 else nn.Identity()
+        self.depthwise = ConvNorm(hidden, hidden, stage.kernel, settings, stride, groups=hidden)
+        self.squeeze_excite = SqueezeExcite(hidden, max(1, in_channels // 4))
+        self.project = ConvNorm(hidden, stage.channels, 1, settings, activation=False)
+        self.has_skip = stride == 1 and in_channels == stage.channels
+        self.drop_path = StochasticDepth(drop_path_rate, mode="row")  # arXiv 1603.09382
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.squeeze_excite(self.depthwise(self.expand(x))))
+        return x + self.drop_path(y) if self.has_skip else y
+
+
+class EfficientNet(nn.Module):
+    """(N, 3, H, W) -> logits (N, num_classes).
+
+    Args:
+        name: efficientnet_b0 to efficientnet_b7.
+        drop_path_rate: chance to skip the last block's body; falls linearly to 0 at the first block.
+        batchnorm_eps, batchnorm_momentum, padding: 1e-5, 0.1 and "symmetric" in PyTorch's checkpoints; 1e-3, 0.01 and
+            "same" in those that come from TensorFlow.
+    """
+
+    def __init__(
+        self,
+        name: str = "efficientnet_b0",
+        num_classes: int = 1000,
+        dropout_rate: float = 0.2,
+        drop_path_rate: float = 0.2,
+        batchnorm_eps: float = 1e-5,
+        batchnorm_momentum: float = 0.1,
+        padding: str = "symmetric",
+    ) -> None:
+        super().__init__()
+        self.architecture: dict[str, Any] = {
+            "name": name,
+            "num_classes": num_classes,
+            "dropout_rate": dropout_rate,
+            "drop_path_rate": drop_path_rate,
+            "batchnorm_eps": batchnorm_eps,
+            "batchnorm_momentum": batchnorm_momentum,
+            "padding": padding,
+        }
+        settings, scale = self.architecture, SCALES[name]
+        channels = scale_channels(STEM_CHANNELS, scale.width)
+        self.stem = ConvNorm(3, channels, 3, settings, stride=2)
+        repeats = [scale_repeats(stage.repeats, scale.depth) for stage in B0_STAGES]
+        rates = iter(drop_path_rate * i / sum(repeats) for i in range(sum(repeats)))
+        stages = []
+        for row, count in zip(B0_STAGES, repeats, strict=True):
+            stage = row._replace(channels=scale_channels(row.channels, scale.width))
+            blocks = []
+            for i in range(count):
+                blocks.append(MBConv(channels, stage, stage.stride if i == 0 else 1, next(rates), settings))
+                channels = stage.channels
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.head = ConvNorm(channels, HEAD_FACTOR * channels, 1, settings)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.classifier = nn.Linear(HEAD_FACTOR * channels, num_classes)
+        self.gradient_checkpointing = "off"
+        initialise(self)
+
+    def blocks(self) -> Iterator[MBConv]:
+        """All MBConv blocks from the input to the output."""
+        for stage in self.stages:
+            yield from stage
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 1280, H/32, W/32) in B0."""
+        return self.head(self.stages(self.stem(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = mean_over_space(self.forward_features(x)).flatten(1)  # (N, 1280)
+        return self.classifier(self.dropout(features))
+
+
+def initialise(network: EfficientNet) -> None:
+    """Normal weights of variance 2 / fan_out, fan_out counted per group (the paper's code); blocks with a skip start as
+    identities (zero last scale, arXiv 1706.02677) and the classifier near zero, so the first loss is ln(classes)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for block in network.blocks():
+        if block.has_skip:
+            nn.init.zeros_(block.project.norm.weight)
+    nn.init.normal_(network.classifier.weight, 0.0, 0.01)
+    nn.init.zeros_(network.classifier.bias)

@@ -1,0 +1,113 @@
+"""model.safetensors: weights, and a header from which alone they can be used."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from effnet_lit.config import UserError
+from effnet_lit.model.zoo import build
+
+KEY = "effnet_lit"
+FORMAT_VERSION = 1
+NEXT = "give a model.safetensors written by effnet_lit"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a model file says of itself. Sizes in pixels; mean and std per channel of pixels in 0-1."""
+
+    architecture: dict[str, Any]
+    class_names: list[str]
+    image_size: int
+    eval_size: int
+    mean: list[float]
+    std: list[float]
+    resize: str = "squish"
+    calibration: dict[str, float] = field(default_factory=lambda: {"temperature": 1.0})
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+class ImageClassifier(nn.Module):
+    """A network with everything between an image's pixels and its probabilities."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, header: Header) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.header = header
+        self.register_buffer("mean", torch.tensor(header.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(header.std).view(1, 3, 1, 1), persistent=False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 (N, S, S, 3), S = eval_size -> float32 (N, classes)."""
+        pixels = images.permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S), channels_last as it is a view of NHWC
+        return self.network((pixels - self.mean) / self.std).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, S, S, 3) -> calibrated probabilities, float32 (N, classes)."""
+        return torch.softmax(self.logits(images) / self.header.calibration["temperature"], dim=1)
+
+
+def write_model(path: Path, classifier: ImageClassifier) -> None:
+    """Write the file beside ``path``, then rename it: a reader finds the old file or the new one, never half."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in classifier.network.state_dict().items()}
+    content = save(tensors, metadata={KEY: json.dumps(asdict(classifier.header), ensure_ascii=False)})
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with open(unfinished, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def read_header(path: Path) -> Header:
+    """The header of a model file.
+
+    Raises:
+        UserError: no file, not safetensors, without our header, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {NEXT}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file ({error}); {NEXT}.") from error
+    if KEY not in metadata:
+        raise UserError(
+            f"{path} holds weights without effnet_lit's header, so its classes are unknown; "
+            f"{NEXT}, or start a training from it with model.weights={path}."
+        )
+    values = json.loads(metadata[KEY])
+    if values.get("format_version", 0) > FORMAT_VERSION:
+        raise UserError(f"{path} was written by a newer effnet_lit; update effnet_lit to read it.")
+    known = {item.name for item in fields(Header)}
+    return Header(**{key: value for key, value in values.items() if key in known})
+
+
+def load_model(path: str | Path) -> ImageClassifier:
+    """The classifier of a model file, in eval mode on the CPU.
+
+    Raises:
+        UserError: as ``read_header``.
+    """
+    header = read_header(Path(path))
+    network = build(header.architecture)
+    network.load_state_dict(load_file(path))
+    return ImageClassifier(network, header).eval()

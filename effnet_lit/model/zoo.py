@@ -1,0 +1,86 @@
+"""Every network by name behind one call: EfficientNet B0-B7 from here, three others from torchvision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet50, vit_b_16
+
+from effnet_lit.config import UserError
+from effnet_lit.model.efficientnet import EfficientNet
+from effnet_lit.model.scaling import SCALES
+from effnet_lit.model.weights import HALF, apply_weights, load_weights
+
+TORCHVISION = ("resnet50", "mobilenet_v3_small", "vit_b_16")
+NAMES = (*SCALES, *TORCHVISION)
+
+
+def create_model(
+    name: str = "efficientnet_b0",
+    num_classes: int = 1000,
+    weights: str | None = None,
+    *,
+    dropout_rate: float = 0.2,
+    drop_path_rate: float = 0.2,
+    image_size: int = 224,
+) -> nn.Module:
+    """A network (N, 3, H, W) -> logits (N, num_classes) with random or published weights.
+
+    It carries ``architecture`` (what ``build`` needs), ``mean`` and ``std`` (of pixels in 0-1, as its weights expect)
+    and ``weights_description``.
+
+    Args:
+        weights: imagenet, imagenet-tv, a file, or None or "none" for random ones.
+        drop_path_rate: of the EfficientNets; the others have none.
+        image_size: of vit_b_16 alone, whose position embedding has one size.
+
+    Raises:
+        UserError: an unknown name, or weights that cannot be had or do not fit.
+    """
+    if name not in NAMES:
+        raise UserError(f"model.name={name} is not a network here; use one of: {', '.join(NAMES)}.")
+    loaded = None if weights in (None, "none") else load_weights(str(weights), name)
+    architecture: dict[str, Any] = {"name": name, "num_classes": num_classes, "dropout_rate": dropout_rate}
+    if name in SCALES:
+        architecture["drop_path_rate"] = drop_path_rate
+    if name == "vit_b_16":
+        architecture["image_size"] = image_size
+    if loaded is not None:
+        architecture |= loaded.architecture
+    network: Any = build(architecture)
+    network.mean, network.std, network.weights_description = HALF, HALF, "random weights"
+    if loaded is not None:
+        swapped = apply_weights(network, loaded)
+        network.mean, network.std = loaded.mean, loaded.std
+        network.weights_description = loaded.description + (", new head" if swapped else "")
+    return network
+
+
+def build(architecture: dict[str, Any]) -> nn.Module:
+    """The network that an ``architecture`` describes, with random weights."""
+    name, options = architecture["name"], dict(architecture)
+    if name in SCALES:
+        return EfficientNet(**options)
+    network = build_torchvision(name, options["num_classes"], options["dropout_rate"], options.get("image_size", 224))
+    network.architecture = options  # type: ignore[assignment]
+    return network
+
+
+def build_torchvision(name: str, num_classes: int, dropout_rate: float, image_size: int) -> nn.Module:
+    """torchvision's network with our dropout before its last layer."""
+    if name == "resnet50":
+        network = resnet50(num_classes=num_classes)
+        network.fc = with_dropout(network.fc, dropout_rate)  # type: ignore[assignment]
+        return network
+    if name == "mobilenet_v3_small":
+        return mobilenet_v3_small(num_classes=num_classes, dropout=dropout_rate)
+    network = vit_b_16(num_classes=num_classes, image_size=image_size)
+    assert isinstance(network, VisionTransformer)
+    network.heads.head = with_dropout(network.heads.head, dropout_rate)
+    return network
+
+
+def with_dropout(layer: nn.Module, rate: float) -> nn.Module:
+    """Dropout, then the layer."""
+    return nn.Sequential(nn.Dropout(rate), layer)

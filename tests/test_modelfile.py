@@ -1,0 +1,86 @@
+"""Model files round trip bit for bit; what is not one is refused in a sentence. The zoo behind one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from effnet_lit.config import UserError
+from effnet_lit.model.modelfile import Header, ImageClassifier, load_model, read_header, write_model
+from effnet_lit.model.zoo import NAMES, build, create_model
+
+SMALL = ["efficientnet_b0", "resnet50", "mobilenet_v3_small"]
+
+
+def classifier(name: str = "efficientnet_b0", size: int = 64) -> ImageClassifier:
+    torch.manual_seed(0)
+    network = create_model(name, 3, image_size=size).eval()
+    header = Header(network.architecture, ["a", "ä", "猫"], size, size, [0.5] * 3, [0.25] * 3, metrics={"accuracy": 0.9})
+    return ImageClassifier(network, header).eval()
+
+
+def images(size: int = 64) -> torch.Tensor:
+    return torch.randint(0, 256, (3, size, size, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_round_trip_is_bit_equal(name: str, tmp_path: Path) -> None:
+    before, path = classifier(name), tmp_path / "model.safetensors"
+    write_model(path, before)
+    after = load_model(path)
+    assert after.header == before.header == read_header(path)
+    batch = images()
+    with torch.inference_mode():
+        assert torch.equal(after(batch), before(batch))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_probabilities_are_softmax_of_normalised_pixels() -> None:
+    model, batch = classifier(), images()
+    with torch.inference_mode():
+        pixels = (batch.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+        expected = torch.softmax(model.network(pixels), 1)
+        assert torch.allclose(model(batch), expected, atol=1e-6)
+        assert torch.allclose(model(batch).sum(1), torch.ones(3), atol=1e-6)
+
+
+def test_temperature_softens() -> None:
+    model, batch = classifier(), images()
+    model.header.calibration["temperature"] = 2.0
+    with torch.inference_mode():
+        assert torch.allclose(model(batch), torch.softmax(model.logits(batch) / 2, 1))
+
+
+def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
+    text, bare = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    text.write_text("hello", encoding="utf-8")
+    save_file({"x": torch.zeros(1)}, bare)
+    for path, words in ((tmp_path / "c", "does not exist"), (text, "not a safetensors file"), (bare, "without effnet_lit's")):
+        with pytest.raises(UserError, match=words) as caught:
+            load_model(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "vit_b_16"])
+def test_every_kind_of_network_trains_and_rebuilds(name: str) -> None:
+    size = 32
+    network = create_model(name, 2, dropout_rate=0.4, image_size=size)
+    loss = network(torch.randn(2, 3, size, size)).square().sum()
+    loss.backward()
+    assert all(p.grad is not None for p in network.parameters())
+    assert any(isinstance(m, torch.nn.Dropout) and m.p == 0.4 for m in network.modules())
+    again = build(network.architecture)
+    again.load_state_dict(network.state_dict())
+    network.eval(), again.eval()
+    with torch.inference_mode():
+        batch = torch.randn(1, 3, size, size)
+        assert torch.equal(again(batch), network(batch))
+
+
+def test_an_unknown_network_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="efficientnet_b0, .*vit_b_16"):
+        create_model("efficientnet_b9")
+    assert len(NAMES) == 11
