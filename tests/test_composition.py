@@ -16,7 +16,11 @@ PRESETS = {  # the card's table: batch_size, epochs, learning_rate, dropout_rate
     "medium": (32, 18, 1e-3, 0.2, "standard"),
     "large": (64, 12, 1.5e-3, 0.15, "light"),
 }
-EXAMPLES = {"mobile_app": (32, 20, 1e-3, 0.2), "cloud_service": (64, 12, 1e-3, 0.2), "edge_device": (16, 25, 5e-4, 0.25)}
+EXAMPLES = {
+    "mobile_app": (32, 20, 1e-3, 0.2),
+    "cloud_service": (64, 12, 1e-3, 0.2),
+    "edge_device": (16, 25, 5e-4, 0.25),
+}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -55,7 +59,13 @@ def test_autos_for_digits_and_for_own_images(class_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("names", "changes"),
-    [(["0", "1", "2"], True), (["a", "b"], True), (["turn_left", "turn_right"], True), (["cat", "dog"], False), (["bright", "lefty"], False)],
+    [
+        (["0", "1", "2"], True),
+        (["a", "b"], True),
+        (["turn_left", "turn_right"], True),
+        (["cat", "dog"], False),
+        (["bright", "lefty"], False),
+    ],
 )
 def test_mirror_changes_label(names: list[str], changes: bool) -> None:
     assert mirror_changes_label(names) is changes

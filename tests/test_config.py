@@ -29,7 +29,8 @@ def test_defaults_and_ranges_are_the_cards(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("batch_size", 7), ("batch_size", 65), ("epochs", 4), ("learning_rate", 6e-3), ("dropout_rate", 0.6)]
+    ("key", "value"),
+    [("batch_size", 7), ("batch_size", 65), ("epochs", 4), ("learning_rate", 6e-3), ("dropout_rate", 0.6)],
 )
 def test_outside_a_card_range_is_refused_by_name_and_lifted_by_limits_off(key: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"^{key}={value} is outside .* limits=off\.$"):
@@ -39,7 +40,13 @@ def test_outside_a_card_range_is_refused_by_name_and_lifted_by_limits_off(key: s
 
 @pytest.mark.parametrize(
     "values",
-    [{"learning_rate": -1.0}, {"epochs": 0}, {"batch_size": 0}, {"dropout_rate": 1.0}, {"training": {"weight_decay": -0.1}}],
+    [
+        {"learning_rate": -1.0},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"dropout_rate": 1.0},
+        {"training": {"weight_decay": -0.1}},
+    ],
 )
 def test_the_impossible_stays_refused_with_limits_off(values: dict[str, object]) -> None:
     with pytest.raises(UserError, match="impossible"):
@@ -62,7 +69,8 @@ def test_other_mistakes_say_what_to_type(values: dict[str, object], words: str) 
 
 
 @pytest.mark.parametrize(
-    ("images", "preset"), [(500, "small"), (999, "small"), (1000, "medium"), (4999, "medium"), (5000, "large"), (10**6, "large")]
+    ("images", "preset"),
+    [(500, "small"), (999, "small"), (1000, "medium"), (4999, "medium"), (5000, "large"), (10**6, "large")],
 )
 def test_preset_for(images: int, preset: str) -> None:
     assert preset_for(images) == preset
@@ -85,4 +93,7 @@ def test_config_needs_the_standard_library_only() -> None:
         "new = {name.split('.')[0] for name in set(sys.modules) - before} - {'effnet_lit'}; "
         "print(new - set(sys.stdlib_module_names))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )

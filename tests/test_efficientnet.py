@@ -16,7 +16,10 @@ from effnet_lit.model.efficientnet import EfficientNet, MBConv
 def test_b0_has_the_papers_parameters_and_operations() -> None:
     network = EfficientNet().eval()
     assert sum(p.numel() for p in network.parameters()) == 5_288_548
-    assert sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in network.classifier.parameters()) == 4_007_548
+    assert (
+        sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in network.classifier.parameters())
+        == 4_007_548
+    )
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.zeros(1, 3, 224, 224))
     assert counter.get_total_flops() / 2 == pytest.approx(0.3858e9, abs=0.0005e9)
@@ -51,7 +54,9 @@ def test_depthwise_weights_count_their_fan_per_group() -> None:
     torch.manual_seed(0)
     block = next(block for block in EfficientNet().blocks() if block.depthwise.conv.kernel_size == (5, 5))
     assert block.depthwise.conv.weight.std().item() == pytest.approx(math.sqrt(2 / 25), rel=0.05)
-    assert block.project.conv.weight.std().item() == pytest.approx(math.sqrt(2 / block.project.conv.out_channels), rel=0.05)
+    assert block.project.conv.weight.std().item() == pytest.approx(
+        math.sqrt(2 / block.project.conv.out_channels), rel=0.05
+    )
 
 
 def test_stochastic_depth_rises_from_nothing_and_is_off_in_eval() -> None:
@@ -86,5 +91,7 @@ def test_half_precision_means_do_not_overflow() -> None:
 def test_squeeze_is_a_quarter_of_the_input_channels() -> None:
     for block in EfficientNet().blocks():
         assert isinstance(block, MBConv)
-        width = block.depthwise.conv.in_channels if isinstance(block.expand, nn.Identity) else block.expand.conv.in_channels
+        width = (
+            block.depthwise.conv.in_channels if isinstance(block.expand, nn.Identity) else block.expand.conv.in_channels
+        )
         assert block.squeeze_excite.reduce.out_channels == width // 4

@@ -40,6 +40,12 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "model.safetensors")
 
 
+def metrics(run_dir: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv."""
+    with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -58,7 +64,7 @@ def test_the_run_folder_is_complete(finished: Path) -> None:
     assert result["baseline_accuracy"] == pytest.approx(1 / 3)
     assert result["model_bytes"] == (finished / "model.safetensors").stat().st_size
     assert result["seconds"] > result["seconds_training"] > 0
-    rows = list(csv.DictReader(open(finished / "metrics.csv", newline="", encoding="utf-8")))
+    rows = metrics(finished)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(float(row[key]) >= 0 for row in rows for key in row)
 
@@ -120,7 +126,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     resumed = fit(compose(f"resume={run_dir}"), tmp_path / "unused").run_dir
     assert resumed == run_dir
     assert equal(weights(finished), weights(resumed))
-    rows = list(csv.DictReader(open(run_dir / "metrics.csv", newline="", encoding="utf-8")))
+    rows = metrics(run_dir)
     assert [row["epoch"] for row in rows] == ["1", "2"]
 
 
@@ -130,7 +136,8 @@ def test_killed_while_saving_leaves_a_readable_checkpoint(tmp_path: Path) -> Non
         "from pathlib import Path\n"
         "from effnet_lit.training.checkpoint import AtomicCheckpointIO\n"
         "for i in range(10**6):\n"
-        "    AtomicCheckpointIO().save_checkpoint({'number': i, 'values': torch.full((200_000,), float(i))}, Path(sys.argv[1]))\n"
+        "    state = {'number': i, 'values': torch.full((200_000,), float(i))}\n"
+        "    AtomicCheckpointIO().save_checkpoint(state, Path(sys.argv[1]))\n"
         "    print(i, flush=True)\n"
     )
     path = tmp_path / LAST
@@ -154,7 +161,7 @@ def test_killed_while_saving_leaves_a_readable_checkpoint(tmp_path: Path) -> Non
 def test_early_stopping_stops(class_folder: Path, tmp_path: Path) -> None:
     config = tiny(class_folder, "epochs=12", "learning_rate=1e-12", "training.early_stopping=1")
     run_dir = fit(config, tmp_path / "run").run_dir
-    rows = list(csv.DictReader(open(run_dir / "metrics.csv", newline="", encoding="utf-8")))
+    rows = metrics(run_dir)
     assert len(rows) < 12
 
 

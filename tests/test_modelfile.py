@@ -18,7 +18,9 @@ SMALL = ["efficientnet_b0", "resnet50", "mobilenet_v3_small"]
 def classifier(name: str = "efficientnet_b0", size: int = 64) -> ImageClassifier:
     torch.manual_seed(0)
     network = create_model(name, 3, image_size=size).eval()
-    header = Header(network.architecture, ["a", "ä", "猫"], size, size, [0.5] * 3, [0.25] * 3, metrics={"accuracy": 0.9})
+    header = Header(
+        network.architecture, ["a", "ä", "猫"], size, size, [0.5] * 3, [0.25] * 3, metrics={"accuracy": 0.9}
+    )
     return ImageClassifier(network, header).eval()
 
 
@@ -58,7 +60,11 @@ def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
     text, bare = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     text.write_text("hello", encoding="utf-8")
     save_file({"x": torch.zeros(1)}, bare)
-    for path, words in ((tmp_path / "c", "does not exist"), (text, "not a safetensors file"), (bare, "without effnet_lit's")):
+    for path, words in (
+        (tmp_path / "c", "does not exist"),
+        (text, "not a safetensors file"),
+        (bare, "without effnet_lit's"),
+    ):
         with pytest.raises(UserError, match=words) as caught:
             load_model(path)
         assert "\n" not in str(caught.value)
@@ -81,6 +87,6 @@ def test_every_kind_of_network_trains_and_rebuilds(name: str) -> None:
 
 
 def test_an_unknown_network_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match="efficientnet_b0, .*vit_b_16"):
+    with pytest.raises(UserError, match=r"efficientnet_b0, .*vit_b_16"):
         create_model("efficientnet_b9")
     assert len(NAMES) == 11

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ def test_warmup_then_half_a_cosine() -> None:
     assert values[9] == values[10] == pytest.approx(1.0)
     assert values[55] == pytest.approx(0.505)  # the middle of the cosine lies between 1 and 0.01
     assert values[100] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(values[10:]))
 
 
 def test_schedule_drives_the_optimizer() -> None:

@@ -91,7 +91,9 @@ def test_evaluate_measures_a_folder_and_warns_of_the_training_one(model: Path, c
         (["evaluate", "{model}", "{other}"], "was not trained on"),
     ],
 )
-def test_mistakes_are_one_sentence(model: Path, class_folder: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_mistakes_are_one_sentence(
+    model: Path, class_folder: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
     empty, other = tmp_path / "empty", tmp_path / "other"
     empty.mkdir()
     for name in ("red", "violet"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from effnet_lit.model.scaling import SCALES, scale_channels, scale_repeats
@@ -9,7 +11,16 @@ from effnet_lit.model.scaling import SCALES, scale_channels, scale_repeats
 
 @pytest.mark.parametrize(
     ("channels", "width", "expected"),
-    [(32, 1.0, 32), (32, 1.1, 32), (24, 1.1, 24), (40, 1.1, 48), (1280, 1.1, 1408), (16, 1.4, 24), (112, 1.2, 136), (320, 2.0, 640)],
+    [
+        (32, 1.0, 32),
+        (32, 1.1, 32),
+        (24, 1.1, 24),
+        (40, 1.1, 48),
+        (1280, 1.1, 1408),
+        (16, 1.4, 24),
+        (112, 1.2, 136),
+        (320, 2.0, 640),
+    ],
 )
 def test_channels_are_multiples_of_eight_near_the_exact_width(channels: int, width: float, expected: int) -> None:
     assert scale_channels(channels, width) == expected
@@ -30,5 +41,5 @@ def test_repeats_round_up() -> None:
 def test_the_table_grows_with_the_coefficient() -> None:
     sizes = list(SCALES.values())
     assert [s.resolution for s in sizes] == [224, 240, 260, 300, 380, 456, 528, 600]
-    for smaller, larger in zip(sizes, sizes[1:], strict=False):
+    for smaller, larger in pairwise(sizes):
         assert all(a <= b for a, b in zip(smaller, larger, strict=True))

@@ -25,7 +25,14 @@ def test_a_sweep_ends_in_a_table_and_a_failing_job_fails_alone(class_folder: Pat
 
 
 def test_several_devices_in_a_sweep_are_refused(class_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "-m", f"data.dir={class_folder}", "limits=off", "trainer.devices=2,3"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "-m",
+        f"data.dir={class_folder}",
+        "limits=off",
+        "trainer.devices=2,3",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "would replay the sweep" in done.stdout

@@ -31,7 +31,7 @@ class Prediction:
         """The likeliest classes, best first."""
         assert self.probabilities is not None
         best = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(class_names[i], float(self.probabilities[i])) for i in best]
+        return [(class_names[int(i)], float(self.probabilities[i])) for i in best]
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:

@@ -19,7 +19,7 @@ from effnet_lit.model.efficientnet import EfficientNet, MBConv
 
 
 def set_gradient_checkpointing(network: nn.Module, mode: str) -> None:
-    """"off" keeps every activation for backward; "blocks" keeps each block's input and recomputes the rest.
+    """ "off" keeps every activation for backward; "blocks" keeps each block's input and recomputes the rest.
 
     Raises:
         UserError: the network is not an EfficientNet and ``mode`` is not "off".

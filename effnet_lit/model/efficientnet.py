@@ -42,12 +42,12 @@ B0_STAGES = (
 class SamePaddingConv2d(nn.Conv2d):
     """Convolution with TensorFlow's padding: at stride 2 the odd pixel goes to the right and the bottom."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         (bottom, top), (right, left) = (
             same_padding(size, kernel, stride)
-            for size, kernel, stride in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
+            for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)
         )
-        return super().forward(functional.pad(x, (left, right, top, bottom)))
+        return super().forward(functional.pad(input, (left, right, top, bottom)))
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -174,7 +174,10 @@ class EfficientNet(nn.Module):
     def blocks(self) -> Iterator[MBConv]:
         """All MBConv blocks from the input to the output."""
         for stage in self.stages:
-            yield from stage
+            assert isinstance(stage, nn.Sequential)
+            for block in stage:
+                assert isinstance(block, MBConv)
+                yield block
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 1280, H/32, W/32) in B0."""

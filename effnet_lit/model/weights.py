@@ -224,7 +224,7 @@ def from_lukemelas(key: str, places: list[str]) -> str:
 
 
 def block_places(name: str) -> list[str]:
-    """"stage.block" of every block, in order."""
+    """ "stage.block" of every block, in order."""
     depth = SCALES[name].depth
     return [f"{s}.{b}" for s, stage in enumerate(B0_STAGES) for b in range(scale_repeats(stage.repeats, depth))]
 

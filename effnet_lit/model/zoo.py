@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet50, vit_b_16
 
 from effnet_lit.config import UserError
@@ -81,6 +81,7 @@ def build_torchvision(name: str, num_classes: int, dropout_rate: float, image_si
     return network
 
 
-def with_dropout(layer: nn.Module, rate: float) -> nn.Module:
+def with_dropout(layer: nn.Module | Tensor, rate: float) -> nn.Module:
     """Dropout, then the layer."""
+    assert isinstance(layer, nn.Module)
     return nn.Sequential(nn.Dropout(rate), layer)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -41,7 +41,6 @@ from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_logger
 from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
 from effnet_lit.training.result import Result, finish, header, write_settings
-
 
 # Lightning's advice that does not apply: the loader only gathers rows of an array, and our sampler resumes mid-epoch.
 UNINTERESTING = (".*does not have many workers.*", ".*ended without completing.*|.*mid-epoch.*", ".*LeafSpec.*")
@@ -130,9 +129,7 @@ def build_training(
     return module, datamodule, build_trainer(config, run_dir, loggers, callbacks)
 
 
-def build_trainer(
-    config: Config, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]
-) -> lightning.Trainer:
+def build_trainer(config: Config, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]) -> lightning.Trainer:
     """Lightning's Trainer, with everything under ``trainer.*`` handed through.
 
     Raises:

@@ -12,7 +12,16 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from effnet_lit.config import LogConfig, UserError
 
-COLUMNS = ("epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1", "learning_rate", "seconds")
+COLUMNS: tuple[str, ...] = (
+    "epoch",
+    "train/loss",
+    "train/accuracy",
+    "val/loss",
+    "val/accuracy",
+    "val/f1",
+    "learning_rate",
+    "seconds",
+)
 
 
 class MetricsCsv(Callback):

@@ -56,9 +56,7 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.seed_step()
         logits = self.network(self.normalise(self.augment(batch))).float()
-        loss = functional.cross_entropy(
-            logits, batch["labels"], label_smoothing=self.config.training.label_smoothing
-        )
+        loss = functional.cross_entropy(logits, batch["labels"], label_smoothing=self.config.training.label_smoothing)
         self.train_loss.update(loss.detach())
         self.train_accuracy.update(logits.detach(), batch["labels"])
         figures = {"train/loss": self.train_loss, "train/accuracy": self.train_accuracy}

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from effnet_lit.training.module import Classifier
+
 STEPS_BEFORE_ESTIMATE = 10
 
 
@@ -74,10 +76,11 @@ class RunProgress(ProgressBar):
         if trainer.sanity_checking:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        train_loss, train_accuracy = pl_module.train_loss, pl_module.train_accuracy  # type: ignore[attr-defined]
+        assert isinstance(pl_module, Classifier)
+        train_loss, train_accuracy = pl_module.train_loss.compute(), pl_module.train_accuracy.compute()
         self.console.print(
             f"epoch {trainer.current_epoch + 1:>3}/{self.epochs}"
-            f"   train loss {float(train_loss.compute()):.3f}  accuracy {float(train_accuracy.compute()):6.1%}"
+            f"   train loss {train_loss:.3f}  accuracy {train_accuracy:6.1%}"
             f"   val loss {values['val/loss']:.3f}  accuracy {values['val/accuracy']:6.1%}",
             highlight=False,
         )
