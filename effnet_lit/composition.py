@@ -56,6 +56,7 @@ OWNED_TRAINER_ARGUMENTS = {
     "use_distributed_sampler": "seed",
     "enable_checkpointing": "resume",
     "plugins": "trainer.precision or trainer.strategy",
+    "overfit_batches": "trainer.limit_train_batches",
 }
 
 

@@ -43,7 +43,7 @@ from effnet_lit.training.progress import RunProgress
 from effnet_lit.training.result import Result, finish, header, write_settings
 
 # Lightning's advice that does not apply: the loader only gathers rows of an array, and our sampler resumes mid-epoch.
-UNINTERESTING = (".*does not have many workers.*", ".*ended without completing.*|.*mid-epoch.*", ".*LeafSpec.*")
+UNINTERESTING = (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*LeafSpec.*")
 
 
 def fit(config: Config, run_dir: str | Path) -> Result:

@@ -12,16 +12,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from effnet_lit.config import LogConfig, UserError
 
-COLUMNS: tuple[str, ...] = (
-    "epoch",
-    "train/loss",
-    "train/accuracy",
-    "val/loss",
-    "val/accuracy",
-    "val/f1",
-    "learning_rate",
-    "seconds",
-)
+FIGURES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1")
+COLUMNS: tuple[str, ...] = ("epoch", *FIGURES, "learning_rate", "seconds")
 
 
 class MetricsCsv(Callback):
@@ -29,8 +21,10 @@ class MetricsCsv(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.perf_counter()  # an epoch that is resumed in its middle has no start of its own
         kept = []
         if self.path.is_file():
             with open(self.path, newline="", encoding="utf-8") as file:
@@ -47,7 +41,7 @@ class MetricsCsv(Callback):
         if not trainer.is_global_zero:
             return
         known = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = {name: known[name] for name in COLUMNS if name in known}
+        row = {name: known[name] for name in FIGURES if name in known}
         row |= {"epoch": trainer.current_epoch + 1, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
         row |= {"seconds": round(time.perf_counter() - self.started, 3)}
         with open(self.path, "a", newline="", encoding="utf-8") as file:

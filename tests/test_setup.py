@@ -1,0 +1,78 @@
+"""make setup: one clear sentence where it cannot work, pins without hosts that satisfy the bounds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDS_MAKE = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(folder: Path, python: str, answer: str) -> tuple[int, str]:
+    """`make venv` with a stand-in for Python that answers its version, and fails at all else unless told."""
+    shutil.copy(ROOT / "Makefile", folder)
+    stub = folder / python
+    stub.write_text(f"#!/bin/sh\n{answer}\n", encoding="utf-8")
+    stub.chmod(0o755)
+    done = subprocess.run(["make", "venv", f"PYTHON={stub}"], cwd=folder, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@NEEDS_MAKE
+def test_too_old_a_python_is_one_sentence(tmp_path: Path) -> None:
+    code, error = make(tmp_path, "python3", '[ "$1" = --version ] && echo Python 3.9.2 && exit 0; exit 1')
+    assert code != 0
+    assert "is Python 3.9.2, and 3.11 to 3.13 is needed" in error.splitlines()[0]
+    assert not (tmp_path / ".venv").exists()
+
+
+@NEEDS_MAKE
+def test_a_missing_venv_module_is_one_sentence(tmp_path: Path) -> None:
+    code, error = make(tmp_path, "python3", 'case "$2" in *ensurepip*) exit 1;; *) exit 0;; esac')
+    assert code != 0
+    assert "has no venv module" in error.splitlines()[0]
+    assert "apt install" in error.splitlines()[0]
+
+
+def pins() -> dict[str, str]:
+    """name -> version for this platform, from requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [r for r in requirements if r.marker is None or r.marker.evaluate()]
+    return {r.name.lower(): str(r.specifier).removeprefix("==") for r in here}
+
+
+def test_pins_have_no_hosts() -> None:
+    assert not re.search(r"https?:|--|@", (ROOT / "requirements.txt").read_text(encoding="utf-8"))
+
+
+def test_pins_satisfy_the_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
+        requirement = Requirement(line)
+        if requirement.name != "effnet_lit":
+            assert requirement.specifier.contains(pins()[requirement.name.lower()]), line
+
+
+def test_the_version_is_said_once() -> None:
+    import effnet_lit
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert effnet_lit.__version__ == project["version"]
+
+
+def test_torch_and_torchvision_belong_together() -> None:
+    import torchvision
+
+    assert callable(torchvision.ops.nms), f"torch {version('torch')} with torchvision {version('torchvision')}"
+    assert sys.version_info >= (3, 11)
