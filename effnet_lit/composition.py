@@ -128,8 +128,8 @@ def compose_with_preset(overrides: Sequence[str]) -> tuple[Config, str]:
 
 def read_pages(overrides: Sequence[str]) -> tuple[Config, str]:
     """Let Hydra merge schema, pages and overrides; returns the typed object and the preset's name."""
-    outer = GlobalHydra.get_state()  # inside a job, Hydra's own; compose needs the place for a moment
-    GlobalHydra.instance().clear()
+    outer = GlobalHydra.instance().hydra  # inside a job, Hydra's own; compose needs the place for a moment
+    GlobalHydra.instance().hydra = None
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             merged = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
@@ -140,7 +140,7 @@ def read_pages(overrides: Sequence[str]) -> tuple[Config, str]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from error
     finally:
-        GlobalHydra.set_state(outer)
+        GlobalHydra.instance().hydra = outer
     assert isinstance(config, Config)
     config.trainer = {key: value for key, value in config.trainer.items() if value is not None}
     return config, preset

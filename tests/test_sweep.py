@@ -16,9 +16,12 @@ def test_a_sweep_ends_in_a_table_and_a_failing_job_fails_alone(class_folder: Pat
     environment = os.environ | {"COLUMNS": "220"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    table = done.stdout[done.stdout.index("val accuracy") :]
-    assert table.count("model.safetensors") == 2
-    assert "failed" in table
+    table = done.stdout[done.stdout.index("settings") :]
+    rows = [line for line in table.splitlines() if "seed=" in line and "│" in line]
+    assert sorted(row.split("seed=")[1].split()[0] for row in rows[:2]) == ["1", "2"]
+    assert "seed=-5" in rows[2]
+    assert "failed" in rows[2]
+    assert table.count("-sweep/") == 2
     assert "seed=-5 is impossible" in table
     (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-sweep"))
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir() and not path.is_symlink()) == ["0", "1"]

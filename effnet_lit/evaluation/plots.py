@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
+from matplotlib.ticker import MaxNLocator
 
-TRAIN, VAL = "#9aa5b1", "#1f6feb"
+CURVES = (("train", "#9aa5b1", "training (augmented, smoothed labels)"), ("val", "#1f6feb", "validation"))
 
 
 def plot_learning_curves(metrics_csv: Path, target: Path) -> None:
@@ -19,10 +20,11 @@ def plot_learning_curves(metrics_csv: Path, target: Path) -> None:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, colour in (("train", TRAIN), ("val", VAL)):
+        for part, colour, label in CURVES:
             points = [(int(row["epoch"]), float(row[key])) for row in rows if row.get(key := f"{part}/{quantity}")]
-            axes.plot(*zip(*points, strict=True) if points else ([], []), color=colour, marker=".", label=part)
+            axes.plot(*zip(*points, strict=True) if points else ([], []), color=colour, marker=".", label=label)
         axes.set(xlabel="epoch", title=quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         if quantity == "accuracy":
@@ -42,7 +44,9 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence
     ticks = range(len(class_names))
     axes.set_xticks(ticks, class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
     axes.set_yticks(ticks, class_names)
-    axes.set(xlabel="predicted", ylabel="true", title="Held-out images")
+    axes.set(
+        xlabel="predicted", ylabel="true", title=f"Held-out images: {np.trace(counts):,} of {counts.sum():,} right"
+    )
     if len(class_names) <= 30:
         for true, predicted in np.argwhere(counts > 0):
             colour = "white" if shares[true, predicted] > 0.5 else "black"
@@ -51,5 +55,5 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Write the figure; no run is lost to a plot, but a full disk is an error as everywhere."""
+    """Write the figure as PNG."""
     figure.savefig(target, dpi=130)

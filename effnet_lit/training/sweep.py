@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from effnet_lit.training.console import shown
 from effnet_lit.training.result import Result
+
+WIDTH_WITHOUT_SCREEN = 160
 
 
 @dataclass(frozen=True)
@@ -21,28 +24,30 @@ class Job:
 
 def print_table(jobs: list[Job]) -> None:
     """Finished runs by validation accuracy, best first (the test part ranks nothing); failed ones at the end."""
-    finished = sorted((job for job in jobs if job.result), key=lambda job: -accuracy(job))
-    table = Table("run", "settings", "val accuracy", "test accuracy", "95% interval", "seconds", "model")
-    for rank, job in enumerate(finished, start=1):
-        assert job.result is not None
-        result = job.result
+    screen = Console()
+    console = screen if screen.is_terminal else Console(width=WIDTH_WITHOUT_SCREEN)
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    table = Table("", "settings", "val", "test", "95% interval", "seconds", "run")
+    finished = [(job, job.result) for job in jobs if job.result is not None]
+    for rank, (job, result) in enumerate(sorted(finished, key=lambda pair: -pair[1].val_accuracy), start=1):
         low, high = result.test["accuracy_ci95"]
         table.add_row(
             str(rank),
-            " ".join(job.overrides),
+            differing(job, common),
             f"{result.val_accuracy:.1%}",
             f"{result.test['accuracy']:.1%}",
             f"{low:.1%} to {high:.1%}",
             f"{result.seconds:.0f}",
-            str(result.model_path),
+            str(shown(result.run_dir)),
         )
-    for job in jobs:
-        if job.result is None:
-            table.add_row("-", " ".join(job.overrides), "failed", job.error, "", "", "")
-    Console().print(table)
+    failed = [job for job in jobs if job.result is None]
+    for job in failed:
+        table.add_row("-", differing(job, common), "failed")
+    console.print(table)
+    for job in failed:
+        console.print(f"failed: {differing(job, common)}: {job.error}", soft_wrap=True, highlight=False, markup=False)
 
 
-def accuracy(job: Job) -> float:
-    """Validation accuracy of a finished job."""
-    assert job.result is not None
-    return job.result.val_accuracy
+def differing(job: Job, common: set[str]) -> str:
+    """The overrides that tell a job from the others."""
+    return " ".join(override for override in job.overrides if override not in common)
