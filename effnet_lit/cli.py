@@ -45,7 +45,7 @@ def for_people(command: Callable[..., None]) -> Callable[..., None]:
     help="Train: the same settings as train.py, `effnet train --help` lists them.",
 )
 def train(context: typer.Context) -> None:
-    from effnet_lit.composition import main
+    from effnet_lit.train_command import main
 
     main(context.args)
 

@@ -247,5 +247,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> Config:
     """The inverse of ``to_dict``; a missing key takes its default, an unknown one raises ``UserError``."""
     values = dict(values)
-    groups = {name: kind(**values.pop(name, {})) for name, kind in GROUPS.items()}
-    return Config(**values, **groups)
+    try:
+        groups = {name: kind(**values.pop(name, {})) for name, kind in GROUPS.items()}
+        return Config(**values, **groups)
+    except TypeError as error:  # ... got an unexpected keyword argument 'x'
+        raise UserError(f"The stored settings do not fit this version of effnet_lit ({error}).") from error

@@ -139,3 +139,26 @@ def test_compose_inside_a_hydra_job_leaves_hydra_as_it_was() -> None:
         compose("seed=3")
         assert GlobalHydra.instance().hydra is outer
         assert hydra_compose("config").seed == 0
+
+
+def test_image_size_is_the_networks_own(class_folder: Path) -> None:
+    config = compose(f"data.dir={class_folder}", "limits=off", "model.name=efficientnet_b3")
+    assert (config.data.image_size, config.data.eval_size) == (300, 320)
+    with pytest.raises(UserError, match="multiple of 16"):
+        compose("model.name=vit_b_16", "data.image_size=100")
+
+
+def test_settings_of_another_version_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"batch": 3}), encoding="utf-8")
+    with pytest.raises(UserError, match="do not fit this version"):
+        compose(f"resume={tmp_path}")
+
+
+def test_the_readmes_table_is_the_presets() -> None:
+    lines = (conf_dir().parent / "README.md").read_text(encoding="utf-8").splitlines()
+    for name, (batch, epochs, rate, dropout, augmentation) in PRESETS.items():
+        (row,) = (line for line in lines if line.startswith(f"| `{name}`"))
+        cells = [cell.strip() for cell in row.split("|")[3:-1]]
+        assert (int(cells[0]), int(cells[1]), float(cells[2]), float(cells[3]), cells[4]) == (
+            batch, epochs, rate, dropout, augmentation,
+        )  # fmt: skip

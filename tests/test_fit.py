@@ -106,7 +106,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     script.write_text(
         "import os, signal, sys\n"
         "from effnet_lit.training.module import Classifier\n"
-        "from effnet_lit.composition import main\n"
+        "from effnet_lit.train_command import main\n"
         "inner = Classifier.training_step\n"
         "def step(self, batch, index):\n"
         f"    if self.global_step == {steps - 1}: os.kill(os.getpid(), signal.SIGINT)\n"

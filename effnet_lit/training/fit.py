@@ -93,6 +93,7 @@ def prepare_with_progress(config: Config, console: Console) -> PreparedData:
 
 def build_network(config: Config, classes: int) -> nn.Module:
     """The network with its weights; the mean and deviation that belong to them are stored in ``config``."""
+    assert isinstance(config.data.image_size, int)
     torch.manual_seed(config.seed)
     network = create_model(
         config.model.name,
@@ -100,6 +101,7 @@ def build_network(config: Config, classes: int) -> nn.Module:
         config.model.weights,
         dropout_rate=config.dropout_rate,
         drop_path_rate=config.model.drop_path_rate,
+        image_size=config.data.image_size,
     )
     set_gradient_checkpointing(network, config.model.gradient_checkpointing)
     config.data.mean = config.data.mean or list(network.mean)  # type: ignore[arg-type]
