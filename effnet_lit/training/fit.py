@@ -69,7 +69,7 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     training_started = time.perf_counter()
     train(trainer, module, datamodule, checkpoint, run_dir)
     trained = time.perf_counter() - training_started
-    classifier = ImageClassifier(module.network, header(config, data, network)).to(hardware.device).eval()
+    classifier = ImageClassifier(module.network, header(config, data, network)).to(trainer.strategy.root_device).eval()
     seconds = {"training": trained, "total": time.perf_counter() - started}
     result = finish(config, data, classifier, run_dir, hardware, seconds)
     conclude(result, data, console)

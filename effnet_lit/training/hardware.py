@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from effnet_lit.config import Config, UserError
+from effnet_lit.data.prepare import cores
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,6 @@ class Hardware:
     workers: int
     name: str
     memory: int
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device({"gpu": "cuda"}.get(self.accelerator, self.accelerator))
 
 
 def resolve_hardware(config: Config) -> Hardware:
@@ -38,7 +34,7 @@ def resolve_hardware(config: Config) -> Hardware:
     workers = config.data.workers
     if isinstance(workers, str):
         # On a CPU the training itself needs every core; a GPU needs its batches gathered beside it.
-        workers = 0 if accelerator == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
+        workers = 0 if accelerator == "cpu" else max(1, min(8, cores() - 1))
     config.trainer.update(accelerator=accelerator, precision=precision)
     config.data.workers = workers
     cuda = accelerator == "gpu"
@@ -47,11 +43,6 @@ def resolve_hardware(config: Config) -> Hardware:
     )
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else 0
     return Hardware(accelerator, str(precision), workers, name, memory)
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_accelerator(asked: str) -> str:

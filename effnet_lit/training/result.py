@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import platform
+import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -119,7 +120,8 @@ def finish(
             "data_fingerprint": data.fingerprint,
             "device": hardware.name,
             "precision": hardware.precision,
-            "gpu_peak_bytes": torch.cuda.max_memory_allocated() if hardware.accelerator == "gpu" else None,
+            "peak_memory_bytes": peak_memory(),
+            "gpu_peak_memory_bytes": torch.cuda.max_memory_allocated() if hardware.accelerator == "gpu" else None,
             "preset": config.name,
             "versions": versions(),
         },
@@ -135,6 +137,16 @@ def predict_part(classifier: ImageClassifier, data: PreparedData, part: str) -> 
     """Probabilities (N, classes) of one part, from the cached images."""
     rows = data.rows[data.part(part)]
     return predict_probabilities(classifier, lambda start, stop: data.images[rows[start:stop]], len(rows))
+
+
+def peak_memory() -> int | None:
+    """Most bytes of main memory this process has held; unknown on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
