@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import images
 import pytest
 import torch
 import yaml
@@ -156,6 +158,28 @@ def test_killed_while_saving_leaves_a_readable_checkpoint(tmp_path: Path) -> Non
             if kept.exists():
                 state = torch.load(kept, weights_only=True)
                 assert (state["values"] == state["number"]).all()
+
+
+def test_a_dirty_folder_ends_in_a_trained_model(class_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos, and more"
+    shutil.copytree(class_folder, folder)
+    for name, write in (images.READABLE | images.READABLE_GREY).items():
+        write(folder / "red" / name)
+    for name, (write, _) in images.UNREADABLE.items():
+        write(folder / "green" / name)
+    (folder / ".hidden").mkdir()
+    (folder / "notes.txt").write_text("stray", encoding="utf-8")
+    (folder / "blue" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "single").mkdir()
+    images.noise(folder / "single" / "the only one.png", 1)
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    config = tiny(class_folder, "epochs=1")
+    config.data.dir = str(folder)
+    result = fit(config, tmp_path / "run")
+    audit = json.loads((result.run_dir / "audit.json").read_text(encoding="utf-8"))
+    assert {Path(row["path"]).name for row in audit["unreadable"]} == set(images.UNREADABLE)
+    assert audit["classes"]["single"] == 1
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before, "the user's files were touched"
 
 
 def test_early_stopping_stops(class_folder: Path, tmp_path: Path) -> None:
