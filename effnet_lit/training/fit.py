@@ -42,8 +42,14 @@ from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
 from effnet_lit.training.result import Result, finish, header, write_settings
 
-# Lightning's advice that does not apply: the loader only gathers rows of an array, and our sampler resumes mid-epoch.
-UNINTERESTING = (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*LeafSpec.*")
+# Lightning's advice that does not apply: the loader only gathers rows of an array, our sampler resumes mid-epoch, and
+# curves are kept per epoch.
+UNINTERESTING = (
+    ".*does not have many workers.*",
+    ".*dataloader is not resumable.*",
+    ".*smaller than the logging interval.*",
+    ".*LeafSpec.*",
+)
 
 
 def fit(config: Config, run_dir: str | Path) -> Result:
