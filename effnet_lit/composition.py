@@ -190,6 +190,10 @@ def stored_config(run: str, overrides: Sequence[str]) -> Config:
     page = folder / "config.yaml"
     if not page.is_file():
         raise UserError(f"resume={run} is not a run folder (it has no config.yaml); give a folder under runs/.")
+    if (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"resume={run} is finished: its model is {folder / 'model.safetensors'}; start a new run instead."
+        )
     config = from_dict(yaml.safe_load(page.read_text(encoding="utf-8")))
     config.resume = str(folder)
     return config

@@ -13,7 +13,6 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from effnet_lit.composition import check_keys, compose, compose_with_preset, conf_dir, explain, register_schema
@@ -124,11 +123,6 @@ def train_once() -> Result:
     run_dir = Path(job.runtime.output_dir)
     try:
         config = compose(*job.overrides.task)
-        if job.mode == RunMode.MULTIRUN and config.trainer.get("devices", 1) not in (1, "1"):
-            raise UserError(
-                f"trainer.devices={config.trainer['devices']} in a sweep would replay the sweep in every process; "
-                "use trainer.devices=1 with -m."
-            )
         from effnet_lit.training.fit import fit
 
         return fit(config, run_dir)

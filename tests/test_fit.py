@@ -132,6 +132,22 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert [row["epoch"] for row in rows] == ["1", "2"]
 
 
+def test_a_run_cut_off_after_its_last_epoch_still_ends_in_the_averaged_weights(finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "cut off"
+    shutil.copytree(finished, run_dir)
+    (run_dir / "model.safetensors").unlink()
+    assert equal(weights(finished), weights(fit(compose(f"resume={run_dir}"), tmp_path / "unused").run_dir))
+    with pytest.raises(UserError, match="is finished"):
+        compose(f"resume={run_dir}")
+
+
+def test_no_run_is_written_over(finished: Path, class_folder: Path) -> None:
+    before = (finished / "model.safetensors").stat().st_mtime_ns
+    again = fit(tiny(class_folder, "epochs=1"), finished).run_dir
+    assert again.name == f"{finished.name}-2"
+    assert (finished / "model.safetensors").stat().st_mtime_ns == before
+
+
 def test_killed_while_saving_leaves_a_readable_checkpoint(tmp_path: Path) -> None:
     script = (
         "import sys, torch\n"

@@ -18,7 +18,7 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class StoppedByUser(Exception):
-    """Ctrl-C was pressed and the run's state is on disk."""
+    """Ctrl-C was pressed; the text says how much is saved."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,7 +47,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def last_checkpoint(run_dir: Path) -> Path:
-    """The newest readable checkpoint of a run.
+    """The newest checkpoint of a run.
 
     Raises:
         UserError: there is none.
@@ -65,6 +65,7 @@ class KeepLast(Callback):
     def __init__(self, folder: Path) -> None:
         self.path = folder / LAST
         self.stop_asked = False
+        self.trained = False
         self.former_handler: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,15 +76,18 @@ class KeepLast(Callback):
 
     def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stop_asked:  # pressed again: now, without saving
-            raise KeyboardInterrupt
+            raise StoppedByUser("Stopped; what was learned up to the end of the last epoch is saved.")
         self.stop_asked = True
         print("\nStopping after this step (press Ctrl-C again to stop at once) ...", flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.trained = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Here every counter stands at the last finished batch; at a batch's end Lightning has not counted it yet.
         if self.stop_asked:
             trainer.save_checkpoint(self.path)
-            raise StoppedByUser
+            raise StoppedByUser(f"Stopped and saved after step {trainer.global_step}.")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.path)

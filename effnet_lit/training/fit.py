@@ -40,7 +40,7 @@ from effnet_lit.training.hardware import resolve_hardware
 from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_loggers
 from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
-from effnet_lit.training.result import Result, finish, header, write_settings
+from effnet_lit.training.result import Result, finish, header, unused, write_settings
 
 # Lightning's advice that does not apply: the loader only gathers rows of an array, our sampler resumes mid-epoch, and
 # curves are kept per epoch.
@@ -62,7 +62,7 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     started = time.perf_counter()
     check(config)
     config = from_dict(to_dict(config))  # the caller's object stays as it is
-    run_dir = Path(config.resume or run_dir)
+    run_dir = Path(config.resume) if config.resume else unused(Path(run_dir))
     console = Console(highlight=False, soft_wrap=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     hardware = resolve_hardware(config)
@@ -176,15 +176,16 @@ def train(
     checkpoint: Path | None,
     run_dir: Path,
 ) -> None:
-    """Run the loop; turn Ctrl-C into a message that says how to go on."""
+    """Run the loop, leave the final weights in ``module``; turn Ctrl-C into a message that says how to go on."""
     try:
         with warnings.catch_warnings():
             for known in UNINTERESTING:
                 warnings.filterwarnings("ignore", known)
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-    except StoppedByUser:
-        done = trainer.global_step
-        message = f"Stopped and saved after step {done}. Go on with: python train.py resume={run_dir}"
-        raise KeyboardInterrupt(message) from None
+    except StoppedByUser as stop:
+        raise KeyboardInterrupt(f"{stop} Go on with: python train.py resume={run_dir}") from None
     finally:
         finish_loggers(trainer.loggers)
+    (keeper,) = (callback for callback in trainer.callbacks if isinstance(callback, KeepLast))  # type: ignore[attr-defined]
+    if checkpoint is not None and not keeper.trained:  # cut off after the last epoch: nothing was left to train
+        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])

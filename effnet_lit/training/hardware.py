@@ -25,8 +25,11 @@ def resolve_hardware(config: Config) -> Hardware:
     """Choose device, precision and workers, and store what they became in ``config``.
 
     Raises:
-        UserError: the accelerator asked for is not there.
+        UserError: the accelerator asked for is not there, or several devices are asked for.
     """
+    devices, nodes = config.trainer.get("devices", 1), config.trainer.get("num_nodes", 1)
+    if nodes != 1 or not (devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)):
+        raise UserError(f"trainer.devices={devices}: a run trains on one device so far; use trainer.devices=1.")
     accelerator = choose_accelerator(str(config.trainer["accelerator"]))
     precision = config.trainer["precision"]
     if precision == "auto":

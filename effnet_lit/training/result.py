@@ -9,6 +9,7 @@ import platform
 import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 from torch import Tensor, nn
 
 from effnet_lit import __version__
-from effnet_lit.config import Config, to_dict
+from effnet_lit.config import Config, UserError, to_dict
 from effnet_lit.data.audit import write_audit
 from effnet_lit.data.decode import RESIZE_RULE
 from effnet_lit.data.prepare import PreparedData
@@ -30,6 +31,7 @@ from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_cur
 from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
 from effnet_lit.training.hardware import Hardware
 
+SETTINGS = "config.yaml"
 VERSIONS_OF = ("torch", "torchvision", "lightning", "numpy", "pillow")
 
 
@@ -45,11 +47,29 @@ class Result:
     seconds: float
 
 
+def unused(run_dir: Path) -> Path:
+    """``run_dir``, or the first of run_dir-2, run_dir-3 ... that holds no run: none is ever written over."""
+    names = chain([run_dir.name], (f"{run_dir.name}-{number}" for number in count(2)))
+    return next(folder for folder in map(run_dir.with_name, names) if not (folder / SETTINGS).exists())
+
+
 def write_settings(run_dir: Path, config: Config, data: PreparedData) -> None:
-    """config.yaml (what every ``auto`` became) and audit.json."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    page = yaml.safe_dump(to_dict(config) | {"resume": None}, sort_keys=False, allow_unicode=True)
-    (run_dir / "config.yaml").write_text(page, encoding="utf-8")
+    """config.yaml (what every ``auto`` became) and audit.json; a resumed run keeps its own.
+
+    Raises:
+        UserError: the folder cannot be written, or another run has just taken it.
+    """
+    if config.resume:
+        return
+    page = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with open(run_dir / SETTINGS, "x", encoding="utf-8") as file:
+            file.write(page)
+    except FileExistsError as error:
+        raise UserError(f"{run_dir} has just been taken by another run; start this one again.") from error
+    except OSError as error:
+        raise UserError(f"{run_dir} cannot be written ({error.strerror}); start from another folder.") from error
     write_audit(run_dir / "audit.json", data.audit)
 
 
