@@ -58,9 +58,7 @@ def choose_accelerator(asked: str) -> str:
         raise UserError(f"trainer.accelerator={asked} is not a choice; use one of: auto, gpu, mps, cpu.")
     if not there[asked]:
         found = next(name for name, is_there in there.items() if is_there)
-        raise UserError(
-            f"trainer.accelerator={asked}: PyTorch finds no such device here; use trainer.accelerator={found}."
-        )
+        raise UserError(f"trainer.accelerator={asked}: PyTorch finds none here; use trainer.accelerator={found}.")
     return asked
 
 
