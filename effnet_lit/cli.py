@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -91,6 +92,8 @@ def predict(
     from effnet_lit.deploy.predict import predict as predict_images
     from effnet_lit.model.modelfile import load_model
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     classifier = load_model(model_file(model))
     names = classifier.header.class_names
     predictions = predict_images(classifier, find_images(paths))
@@ -167,4 +170,8 @@ def cache(
 
 def model_file(path: Path) -> Path:
     """The model file itself, where a run folder was given."""
-    return path / "model.safetensors" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    if not (path / "model.safetensors").is_file():
+        raise UserError(f"{path} holds no model.safetensors; if its run was stopped: python train.py resume={path}")
+    return path / "model.safetensors"

@@ -53,6 +53,9 @@ OWNED_TRAINER_ARGUMENTS = {
     "overfit_batches": "trainer.limit_train_batches",
 }
 
+# What a resumed run may find elsewhere; the images themselves must be the same.
+OF_THE_MACHINE = ("data.dir", "data.cache_dir", "data.workers", "trainer.accelerator", "trainer.precision")
+
 
 def conf_dir() -> Path:
     """The folder of YAML pages: inside the installed package, or beside it in a checkout."""
@@ -105,8 +108,11 @@ def compose_with_preset(overrides: Sequence[str]) -> tuple[Config, str]:
     check_keys(overrides)
     config, preset = read_pages(overrides)
     check(config)
+    for key, value in (("data.dir", config.data.dir), ("resume", config.resume)):
+        if value is not None and not value.strip():
+            raise UserError(f"{key} is empty; give a folder.")
     if config.resume is not None:
-        return stored_config(config.resume, overrides), preset
+        return stored_config(config.resume, overrides, config), preset
     index = None
     if config.data.dir is not None:
         config.data.dir = str(Path(config.data.dir).expanduser().resolve())
@@ -179,13 +185,14 @@ def mirror_changes_label(class_names: Sequence[str]) -> bool:
     return single or any(re.search(r"(?i)(^|[^a-z])(left|right)([^a-z]|$)", name) for name in class_names)
 
 
-def stored_config(run: str, overrides: Sequence[str]) -> Config:
-    """The settings of an earlier run, to go on with; nothing else may be changed on the way."""
-    others = [override for override in overrides if not re.match(r"(resume|hydra\.)", override)]
-    if others:
-        raise UserError(f"resume={run} goes on with that run's own settings; remove {others[0]} from the command.")
+def stored_config(run: str, overrides: Sequence[str], given: Config) -> Config:
+    """The settings of an earlier run, to go on with. What belongs to the machine may be ``given`` anew, no other."""
+    keys = [override.partition("=")[0] for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if key not in ("resume", *OF_THE_MACHINE) and not key.startswith("hydra."):
+            raise UserError(f"resume={run} goes on with that run's own settings; remove {override} from the command.")
     folder = Path(run).expanduser().resolve()
-    if folder.is_file():  # runs/latest where links are not to be had
+    if folder.is_file() and folder.name == "latest":  # where links are not to be had
         folder = Path(folder.read_text(encoding="utf-8").strip())
     page = folder / "config.yaml"
     if not page.is_file():
@@ -196,6 +203,12 @@ def stored_config(run: str, overrides: Sequence[str]) -> Config:
         )
     config = from_dict(yaml.safe_load(page.read_text(encoding="utf-8")))
     config.resume = str(folder)
+    for key in (key for key in keys if key in OF_THE_MACHINE):
+        group, _, name = key.partition(".")
+        if group == "trainer":
+            config.trainer[name] = given.trainer[name]
+        else:
+            setattr(config.data, name, getattr(given.data, name))
     return config
 
 

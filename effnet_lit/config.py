@@ -143,7 +143,7 @@ class Config:
         32,
         "images in one step",
         unit="images",
-        possible=POSITIVE,
+        possible=Range(2, 1e9),  # BatchNorm cannot learn from one
         card=Range(8, 64, "below 8 BatchNorm's statistics are noise, above 64 a small set has too few steps"),
     )
     epochs: int = knob(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ def fail(error: UserError) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of train.py and `effnet train`: Hydra's, with help and errors for people."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [with_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     if "-h" in arguments or "--help" in arguments:
         print(help_page())
         return
@@ -79,11 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def with_home(argument: str) -> str:
+    """key=~/photos with the home folder written out; shells do it for a word's beginning only."""
+    return re.sub(r"^([\w.]+=)~(?=/|$)", lambda match: match[1] + str(Path.home()), argument)
+
+
 def run_with_hydra(arguments: list[str]) -> None:
     """Check what can be checked at once, then hand over to Hydra for one run or a sweep."""
     parser = get_args_parser()
     parser.error = refuse_arguments
     parsed = parser.parse_args(arguments)
+    if parsed.hydra_help or parsed.info or parsed.shell_completion:
+        return call_hydra(train_job, arguments)
     if parsed.multirun:
         register_schema()
         check_keys(parsed.overrides)
@@ -107,6 +115,13 @@ def call_hydra(task: Callable[[Any], Any], arguments: Sequence[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, arguments)) from error
+    except (NotADirectoryError, PermissionError, FileNotFoundError) as error:
+        if error.filename is None or "runs" not in str(error.filename):
+            raise
+        raise UserError(
+            f"The run folder {error.filename} cannot be made ({error.strerror}); "
+            "start from another folder, or set hydra.run.dir."
+        ) from error
 
 
 def train_job(_: Any) -> None:
@@ -133,7 +148,7 @@ def train_once() -> Result:
 
 def run_sweep(arguments: Sequence[str]) -> None:
     """Run every job, let a failing one fail alone, and end with one table, best first."""
-    from effnet_lit.training.sweep import Job, print_table
+    from effnet_lit.training.sweep import Job, conclude_sweep
 
     jobs: list[Job] = []
 
@@ -149,7 +164,10 @@ def run_sweep(arguments: Sequence[str]) -> None:
         jobs.append(Job(overrides, result, ""))
         return result.val_accuracy
 
-    call_hydra(sweep_job, arguments)
-    print_table(jobs)
+    try:
+        call_hydra(sweep_job, arguments)
+    finally:  # after Ctrl-C too
+        if jobs:
+            conclude_sweep(jobs)
     if any(job.result is None for job in jobs):
         sys.exit(2)

@@ -60,6 +60,15 @@ def test_a_mistake_is_one_sentence_exit_2_and_leaves_nothing(tmp_path: Path, arg
     assert list(tmp_path.iterdir()) == []
 
 
+def test_hydras_own_help_and_the_home_folder(tmp_path: Path) -> None:
+    code, out, _ = run(tmp_path, "--hydra-help")
+    assert code == 0
+    assert "Hydra" in out
+    code, _, err = run(tmp_path, "data.dir=~/no-such-folder-of-images")
+    assert code == 2
+    assert str(Path.home() / "no-such-folder-of-images") in err[0]
+
+
 def test_importing_the_package_stays_light() -> None:
     code = "import sys, effnet_lit; print(any(name in sys.modules for name in ('torch', 'hydra', 'lightning')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

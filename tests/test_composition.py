@@ -90,6 +90,9 @@ def test_mirror_changes_label(names: list[str], changes: bool) -> None:
         ("data.horizontal_flip=true", "auto, on, off"),
         ("data.dir=/nowhere/at/all", "/nowhere/at/all"),
         ("resume=nowhere", "not a run folder"),
+        ("data.dir=", "data.dir is empty"),
+        ("resume=", "resume is empty"),
+        ("batch_size=1", "impossible"),
     ],
 )
 def test_each_mistake_is_one_sentence(override: str, words: str) -> None:
@@ -127,6 +130,11 @@ def test_resume_takes_the_stored_settings_and_nothing_else(tmp_path: Path) -> No
     assert (config.seed, config.epochs, config.resume) == (7, 30, str(tmp_path))
     with pytest.raises(UserError, match="remove seed=8"):
         compose(f"resume={tmp_path}", "seed=8")
+    elsewhere = compose(f"resume={tmp_path}", "trainer.accelerator=cpu", "data.workers=2")
+    assert (elsewhere.trainer["accelerator"], elsewhere.data.workers, elsewhere.seed) == ("cpu", 2, 7)
+    (tmp_path / "checkpoint").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not a run folder"):
+        compose(f"resume={tmp_path / 'checkpoint'}")
 
 
 def test_compose_inside_a_hydra_job_leaves_hydra_as_it_was() -> None:

@@ -205,6 +205,48 @@ def test_early_stopping_stops(class_folder: Path, tmp_path: Path) -> None:
     assert len(rows) < 12
 
 
+def test_a_run_is_not_resumed_on_other_images(finished: Path, class_folder: Path, tmp_path: Path) -> None:
+    run_dir, folder = tmp_path / "run", tmp_path / class_folder.name
+    shutil.copytree(finished, run_dir)
+    (run_dir / "model.safetensors").unlink()
+    shutil.copytree(class_folder, folder)
+    moved = fit(compose(f"resume={run_dir}", f"data.dir={folder}"), tmp_path / "unused").run_dir
+    assert equal(weights(finished), weights(moved))
+    (run_dir / "model.safetensors").unlink()
+    next((folder / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="have changed since that run began"):
+        fit(compose(f"resume={run_dir}", f"data.dir={folder}"), tmp_path / "unused")
+
+
+def test_a_diverged_run_leaves_no_model(class_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"diverged.*try learning_rate="):
+        fit(tiny(class_folder, "learning_rate=1e3"), tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.max_steps=0", "nothing to train"),
+        ("trainer.limit_train_batches=0", "nothing to train"),
+        ("trainer.limit_train_batches=abc", "must be a number"),
+        ("trainer.accumulate_grad_batches=0", "must be a number from 1 up"),
+    ],
+)
+def test_a_schedule_without_steps_is_one_sentence(
+    class_folder: Path, tmp_path: Path, override: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        fit(tiny(class_folder, override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_without_validation_have_no_validation_figures(class_folder: Path, tmp_path: Path) -> None:
+    config = tiny(class_folder, "epochs=3", "trainer.check_val_every_n_epoch=2")
+    rows = metrics(fit(config, tmp_path / "run").run_dir)
+    assert [bool(row["val/loss"]) for row in rows] == [False, True, False]
+
+
 def test_what_lightning_refuses_is_one_sentence_and_leaves_nothing(class_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.\* has a value that Lightning refuses"):
         fit(tiny(class_folder, "trainer.precision=nonsense"), tmp_path / "run")

@@ -22,6 +22,7 @@ def test_a_sweep_ends_in_a_table_and_a_failing_job_fails_alone(class_folder: Pat
     assert "seed=-5" in rows[2]
     assert "failed" in rows[2]
     assert table.count("-sweep/") == 2
+    assert (tmp_path / "runs" / "latest" / "model.safetensors").is_file()
     assert "seed=-5 is impossible" in table
     (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-sweep"))
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir() and not path.is_symlink()) == ["0", "1"]

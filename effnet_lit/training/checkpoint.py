@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from effnet_lit.config import UserError
+from effnet_lit.data.prepare import PreparedData
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -46,12 +48,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def last_checkpoint(run_dir: Path) -> Path:
+def checkpoint_to_resume(run_dir: Path, data: PreparedData) -> Path:
     """The newest checkpoint of a run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the images are not those that the run began with: they would be split anew, and
+            some that were trained on would be held out.
     """
+    audit = json.loads((run_dir / "audit.json").read_text(encoding="utf-8"))
+    if audit["fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"resume={run_dir}: the images in {data.root} have changed since that run began; "
+            "put them back, or start a new run."
+        )
     for name in (LAST, PREVIOUS):
         path = run_dir / "checkpoints" / name
         if path.is_file():
@@ -85,7 +94,7 @@ class KeepLast(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Here every counter stands at the last finished batch; at a batch's end Lightning has not counted it yet.
-        if self.stop_asked:
+        if self.stop_asked and batch_idx % trainer.accumulate_grad_batches == 0:  # half a sum of gradients is not saved
             trainer.save_checkpoint(self.path)
             raise StoppedByUser(f"Stopped and saved after step {trainer.global_step}.")
 

@@ -47,9 +47,10 @@ def conclude(result: Result, data: PreparedData, console: Console) -> None:
     folder = shown(result.run_dir)
     console.print()
     console.print(
-        f"[bold]{result.test['accuracy']:.1%}[/] right on {result.test['images']:,} held-out images "
+        f"{result.test['accuracy']:.1%} right on {result.test['images']:,} held-out images "
         f"(95% interval {low:.1%} to {high:.1%}; always answering the most frequent class: "
-        f"{result.baseline_accuracy:.1%}), after {time_text(result.seconds)}."
+        f"{result.baseline_accuracy:.1%}), after {time_text(result.seconds)}.",
+        style="bold",
     )
     console.print(f"Open     {folder}/confusion_matrix.png and learning_curves.png; all figures: {folder}/result.json")
     console.print(f"Model    {folder}/model.safetensors ({result.model_path.stat().st_size / 1e6:.1f} MB)")

@@ -33,14 +33,14 @@ from effnet_lit.training.checkpoint import (
     AtomicCheckpointIO,
     KeepLast,
     StoppedByUser,
-    last_checkpoint,
+    checkpoint_to_resume,
 )
 from effnet_lit.training.console import conclude, introduce
 from effnet_lit.training.hardware import resolve_hardware
 from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_loggers
 from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
-from effnet_lit.training.result import Result, finish, header, unused, write_settings
+from effnet_lit.training.result import Result, finish, header, point_latest, unused, write_settings
 
 # Lightning's advice that does not apply: the loader only gathers rows of an array, our sampler resumes mid-epoch, and
 # curves are kept per epoch.
@@ -63,15 +63,16 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     check(config)
     config = from_dict(to_dict(config))  # the caller's object stays as it is
     run_dir = Path(config.resume) if config.resume else unused(Path(run_dir))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     hardware = resolve_hardware(config)
     data = prepare_with_progress(config, console)
     network = build_network(config, len(data.class_names))
     introduce(config, hardware, data, network, console)
-    checkpoint = last_checkpoint(run_dir) if config.resume else None
+    checkpoint = checkpoint_to_resume(run_dir, data) if config.resume else None
     module, datamodule, trainer = build_training(config, data, network, run_dir, console)
     write_settings(run_dir, config, data)
+    point_latest(run_dir)
     training_started = time.perf_counter()
     train(trainer, module, datamodule, checkpoint, run_dir)
     trained = time.perf_counter() - training_started
@@ -121,6 +122,7 @@ def build_training(
     """Module, data and Trainer of a run."""
     assert isinstance(config.data.workers, int)
     datamodule = ClassFolderDataModule(data, config.batch_size, config.seed, config.data.workers)
+    check_trainer_numbers(config)
     total = total_steps(config, datamodule.batches_per_epoch)
     module = Classifier(network, len(data.class_names), config, total)
     callbacks: list[Callback] = [RunProgress(console, total, config.epochs)]
@@ -159,14 +161,30 @@ def build_trainer(config: Config, run_dir: Path, loggers: list[Logger], callback
         raise UserError(f"trainer.* has a value that Lightning refuses: {str(error).splitlines()[0]}") from error
 
 
+def check_trainer_numbers(config: Config) -> None:
+    """Raise ``UserError`` where a Trainer argument that the schedule is computed from is no such number, or where
+    validation is off and something waits for it."""
+    for key, least in (("limit_train_batches", 0), ("max_steps", -1), ("accumulate_grad_batches", 1)):
+        value = config.trainer.get(key, least)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
+            raise UserError(f"trainer.{key}={value} must be a number from {least} up.")
+    if config.trainer.get("limit_val_batches") == 0 and config.training.early_stopping:
+        raise UserError("trainer.limit_val_batches=0 leaves training.early_stopping nothing to watch; drop one.")
+
+
 def total_steps(config: Config, batches_per_epoch: int) -> int:
-    """Optimiser steps of the whole run, before the Trainer exists."""
-    limit = config.trainer.get("limit_train_batches")
-    if limit is not None:
-        batches_per_epoch = min(batches_per_epoch, limit if isinstance(limit, int) else int(batches_per_epoch * limit))
-    steps = math.ceil(batches_per_epoch / config.trainer.get("accumulate_grad_batches", 1)) * config.epochs
-    most = config.trainer.get("max_steps", -1)
-    return max(1, min(steps, most) if most > 0 else steps)
+    """Optimiser steps of the whole run.
+
+    Raises:
+        UserError: there would be none.
+    """
+    limit, most = config.trainer.get("limit_train_batches", 1.0), config.trainer.get("max_steps", -1)
+    batches = min(batches_per_epoch, limit if isinstance(limit, int) else int(batches_per_epoch * limit))
+    steps = math.ceil(batches / config.trainer.get("accumulate_grad_batches", 1)) * config.epochs
+    steps = steps if most < 0 else min(steps, most)
+    if steps < 1:
+        raise UserError("trainer.limit_train_batches or trainer.max_steps leaves nothing to train; raise it.")
+    return steps
 
 
 def train(
@@ -182,6 +200,8 @@ def train(
             for known in UNINTERESTING:
                 warnings.filterwarnings("ignore", known)
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer.* has a value that Lightning refuses: {str(error).splitlines()[0]}") from error
     except StoppedByUser as stop:
         raise KeyboardInterrupt(f"{stop} Go on with: python train.py resume={run_dir}") from None
     finally:
@@ -189,3 +209,8 @@ def train(
     (keeper,) = (callback for callback in trainer.callbacks if isinstance(callback, KeepLast))  # type: ignore[attr-defined]
     if checkpoint is not None and not keeper.trained:  # cut off after the last epoch: nothing was left to train
         module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    if not all(bool(value.isfinite().all()) for value in module.network.state_dict().values()):
+        raise UserError(
+            f"Training diverged: weights are no longer finite, so there is no model; "
+            f"try learning_rate={module.config.learning_rate / 3:.1g} (curves: {run_dir / 'metrics.csv'})."
+        )

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from effnet_lit.config import LogConfig, UserError
 
-FIGURES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1")
+TRAINING_FIGURES = ("train/loss", "train/accuracy")
+FIGURES = (*TRAINING_FIGURES, "val/loss", "val/accuracy", "val/f1")
 COLUMNS: tuple[str, ...] = ("epoch", *FIGURES, "learning_rate", "seconds")
 
 
@@ -22,6 +23,7 @@ class MetricsCsv(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.started = 0.0
+        self.validated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()  # an epoch that is resumed in its middle has no start of its own
@@ -37,11 +39,16 @@ class MetricsCsv(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         known = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = {name: known[name] for name in FIGURES if name in known}
+        measured = FIGURES if self.validated else TRAINING_FIGURES  # Lightning keeps an earlier epoch's values
+        self.validated = False
+        row = {name: known[name] for name in measured if name in known}
         row |= {"epoch": trainer.current_epoch + 1, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
         row |= {"seconds": round(time.perf_counter() - self.started, 3)}
         with open(self.path, "a", newline="", encoding="utf-8") as file:

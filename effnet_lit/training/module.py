@@ -33,9 +33,9 @@ class Classifier(lightning.LightningModule):
         self.total_steps = total_steps
         self.register_buffer("mean", torch.tensor(config.data.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.data.std).view(1, 3, 1, 1), persistent=False)
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must be seen
         self.train_accuracy = Accuracy(task="multiclass", num_classes=classes)
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = Accuracy(task="multiclass", num_classes=classes)
         self.val_f1 = F1Score(task="multiclass", num_classes=classes, average="macro")
         self.save_hyperparameters(to_dict(config))  # plain primitives, or weights_only loading refuses them

@@ -70,7 +70,7 @@ def write_settings(run_dir: Path, config: Config, data: PreparedData) -> None:
         raise UserError(f"{run_dir} has just been taken by another run; start this one again.") from error
     except OSError as error:
         raise UserError(f"{run_dir} cannot be written ({error.strerror}); start from another folder.") from error
-    write_audit(run_dir / "audit.json", data.audit)
+    write_audit(run_dir / "audit.json", data.audit | {"fingerprint": data.fingerprint})
 
 
 def header(config: Config, data: PreparedData, network: nn.Module) -> Header:
@@ -142,14 +142,13 @@ def finish(
             "precision": hardware.precision,
             "peak_memory_bytes": peak_memory(),
             "gpu_peak_memory_bytes": torch.cuda.max_memory_allocated() if hardware.accelerator == "gpu" else None,
-            "preset": config.name,
+            "name": config.name,
             "versions": versions(),
         },
     )
     write_predictions(run_dir / "test_predictions.csv", data, probabilities["test"])
     plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
     plot_confusion_matrix(result.test["confusion_matrix"], names, run_dir / "confusion_matrix.png")
-    point_latest(run_dir)
     return result
 
 
@@ -186,15 +185,15 @@ def write_predictions(path: Path, data: PreparedData, probabilities: Tensor) -> 
             writer.writerow([data.paths[i], *names, *(repr(float(value)) for value in row)])
 
 
-def point_latest(run_dir: Path) -> None:
-    """runs/latest is this run: a link, or a text file where links are not to be had."""
-    latest = run_dir.parent / "latest"
-    unfinished = run_dir.parent / ".latest.unfinished"
+def point_latest(run_dir: Path, folder: Path | None = None) -> None:
+    """``latest`` in ``folder`` (the one the run lies in) is this run: a link, or a text file without links."""
+    folder = folder or run_dir.parent
+    latest, unfinished = folder / "latest", folder / ".latest.unfinished"
     if latest.is_dir() and not latest.is_symlink():
         return  # the user's own folder
     unfinished.unlink(missing_ok=True)
     try:
-        unfinished.symlink_to(run_dir.name, target_is_directory=True)
+        unfinished.symlink_to(os.path.relpath(run_dir, folder), target_is_directory=True)
     except OSError:
         unfinished.write_text(str(run_dir.resolve()), encoding="utf-8")
     os.replace(unfinished, latest)
