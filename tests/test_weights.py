@@ -123,6 +123,15 @@ def test_gradients_agree_in_float64(reference: object, tmp_path: Path) -> None:
         assert float((gradient - expected[name]).abs().max() / expected[name].abs().max()) < 1e-8, name
 
 
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small"])
+def test_torchvisions_other_networks(name: str, tmp_path: Path) -> None:
+    reference = torchvision_reference(name)
+    assert difference(carried_over(reference, name, tmp_path), reference) < 1e-5
+    swapped = create_model(name, 3, str(tmp_path / "weights.pth"))
+    assert swapped.weights_description.endswith("new head")
+    assert swapped(images(64)).shape == (2, 3)
+
+
 def test_swapped_stages_are_caught(tmp_path: Path) -> None:
     reference = torchvision_reference("efficientnet_b0")
     network = carried_over(reference, "efficientnet_b0", tmp_path)

@@ -89,7 +89,7 @@ def from_file(path: Path, name: str) -> LoadedWeights:
         return LoadedWeights(renamed, IMAGENET_MEAN, IMAGENET_STD, f"weights of {path.name} (lukemelas)", TENSORFLOW)
     if layout_of(state) == "timm" and "e3600" in path.name:
         return LoadedWeights(renamed, HALF, HALF, f"weights of {path.name} (timm, mean and std 0.5)")
-    known = f"{layout_of(state)}, ImageNet mean and std assumed"
+    known = f"{layout_of(state) or 'torchvision'}, ImageNet mean and std assumed"
     return LoadedWeights(renamed, IMAGENET_MEAN, IMAGENET_STD, f"weights of {path.name} ({known})")
 
 
