@@ -40,17 +40,17 @@ venv: $(VENV)/.made  ## make the empty .venv only
 $(VENV)/.made:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 is found: install one of them." >&2; exit 1; }
 	@"$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { \
-	  echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), and 3.11 to 3.13 is needed: make setup PYTHON=python3.12" >&2; exit 1; }
+	  echo "$(PYTHON) is $$("$(PYTHON)" --version 2>/dev/null || echo not a Python that runs), and 3.11 to 3.13 is needed: make setup PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) has no venv module: install it (Debian and Ubuntu: apt install python3-venv), then run make again." >&2; exit 1; }
-	@rm -rf $(VENV)
-	@"$(PYTHON)" -m venv $(VENV)
-	@touch $@
+	@if test -e $@ || ! { $(BIN)/python -c '$(SUITABLE)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1; then \
+	  rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV); fi  # one that you made and that works is kept
+	@pwd -P > $@
 
-# A .venv whose Python has gone (an upgrade, a moved folder) is made anew.
+# A .venv that was moved, or whose Python has gone (an upgrade), is made anew.
 ifneq ($(wildcard $(VENV)/.made),)
-ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null),1)
-$(shell rm -f $(VENV)/.made $(VENV)/.installed)
+ifneq ($(shell test "$$(cat $(VENV)/.made)" = "$$(pwd -P)" && $(BIN)/python -c 'print(1)' 2>/dev/null),1)
+.PHONY: $(VENV)/.made $(VENV)/.installed
 endif
 endif
 

@@ -45,7 +45,7 @@ def help_page() -> str:
             lines += ["", f"{head}.*" if head else "main"]
             group = head
         lines += [f"  {key:<33} {facts.help} [{describe(facts, default)}]"]
-    lines += ["", "Hydra's own flags: --hydra-help. Ranges of the card are lifted by limits=off."]
+    lines += ["", "Hydra's own flags: --hydra-help. Advised ranges are lifted by limits=off."]
     return "\n".join(lines)
 
 

@@ -36,12 +36,12 @@ def introduce(config: Config, hardware: Hardware, data: PreparedData, network: n
             "vit_b_16); go on with B0 if deployment size is what counts."
         )
     if config.expectation:
-        advice.append(f"The card expects of this example {config.expectation}: its figure, not measured here.")
+        advice.append(f"Expected of this example: {config.expectation} (the project card's figure, not measured here).")
     for line in filter(None, advice):
         console.print(f"Advice   {line}")
 
 
-def conclude(result: Result, data: PreparedData, console: Console) -> None:
+def conclude(result: Result, console: Console) -> None:
     """The last lines: how good it is, which path to open, what to type next."""
     low, high = result.test["accuracy_ci95"]
     folder = shown(result.run_dir)

@@ -79,7 +79,7 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     classifier = ImageClassifier(module.network, header(config, data, network)).to(trainer.strategy.root_device).eval()
     seconds = {"training": trained, "total": time.perf_counter() - started}
     result = finish(config, data, classifier, run_dir, hardware, seconds)
-    conclude(result, data, console)
+    conclude(result, console)
     return result
 
 
