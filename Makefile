@@ -55,7 +55,7 @@ endif
 endif
 
 $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/.made
-	@echo "Installing into $(VENV): some 5 GB with CUDA libraries, a few minutes, once ..."
+	@echo "Installing into $(VENV): some 7 GB with CUDA libraries, a few minutes, once ..."
 	@$(PIP) install -r requirements.txt
 	@$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
