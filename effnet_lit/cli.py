@@ -1,4 +1,4 @@
-"""`effnet`: train, evaluate, predict, cache."""
+"""`effnet`: train, audit, evaluate, predict, pack, cache."""
 
 from __future__ import annotations
 
@@ -49,6 +49,20 @@ def train(context: typer.Context) -> None:
     from effnet_lit.train_command import main
 
     main(context.args)
+
+
+@app.command()
+@for_people
+def audit(
+    folder: Annotated[Path, typer.Argument(help="the folder of images, as for data.dir")],
+    settings: Annotated[list[str] | None, typer.Argument(help="settings of a run, such as data.image_size=96")] = None,
+    out: Annotated[Path | None, typer.Option(help="where to write; otherwise audits/NAME")] = None,
+    sheet: Annotated[bool, typer.Option("--augment", help="also draw images before and after augmentation")] = False,
+) -> None:
+    """Say what is wrong with a folder of images; nothing in it is changed."""
+    from effnet_lit.audit_command import audit_folder
+
+    audit_folder(folder, settings or [], out, sheet)
 
 
 @app.command()
@@ -148,6 +162,27 @@ def print_lines(predictions: Any, names: Sequence[str], top: int) -> bool:
             shown = ", ".join(f"{name} {probability:.1%}" for name, probability in item.top(names, top))
             print(f"{item.path}: {shown}")
     return readable
+
+
+@app.command()
+@for_people
+def pack(
+    folder: Annotated[Path, typer.Argument(help="the folder of images, as for data.dir")],
+    out: Annotated[Path, typer.Argument(help="a new folder; data.dir may point to it afterwards")],
+    manifest: Annotated[Path | None, typer.Option(help="CSV file as for data.manifest")] = None,
+    group: Annotated[str | None, typer.Option(help="as for data.group")] = None,
+    gigabytes: Annotated[float, typer.Option(min=0.001, help="size of a shard")] = 1.0,
+) -> None:
+    """Pack many small image files into a few large ones (tar), unchanged."""
+    from rich.progress import track  # a second of import is not needed for --help
+
+    from effnet_lit.data.shards import write_shards
+    from effnet_lit.data.source import read_images
+
+    index = read_images(folder, manifest, group)
+    ticks = iter(track(range(len(index.paths)), "packing", transient=True))
+    shards = write_shards(index, out, int(gigabytes * 1e9), lambda done, total: next(ticks, None))
+    print(f"{len(index.paths):,} images in {shards:,} shards. Next: python train.py data.dir={out}")
 
 
 @app.command()

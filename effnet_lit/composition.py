@@ -33,7 +33,9 @@ from effnet_lit.config import (
     knobs,
     preset_for,
 )
-from effnet_lit.data.folder import Index, check_size, read_folder
+from effnet_lit.data.folder import Index, check_size
+from effnet_lit.data.names import mirror_changes_label
+from effnet_lit.data.source import read_images
 from effnet_lit.model.scaling import SCALES
 
 if TYPE_CHECKING:
@@ -54,7 +56,15 @@ OWNED_TRAINER_ARGUMENTS = {
 }
 
 # What a resumed run may find elsewhere; the images themselves must be the same.
-OF_THE_MACHINE = ("data.dir", "data.cache_dir", "data.workers", "trainer.accelerator", "trainer.precision")
+OF_THE_MACHINE = (
+    "data.dir",
+    "data.cache",
+    "data.cache_dir",
+    "data.workers",
+    "trainer.accelerator",
+    "trainer.precision",
+)
+DATA_PATHS = ("dir", "manifest", "split", "exclude", "cache_dir")
 
 
 def conf_dir() -> Path:
@@ -108,15 +118,21 @@ def compose_with_preset(overrides: Sequence[str]) -> tuple[Config, str]:
     check_keys(overrides)
     config, preset = read_pages(overrides)
     check(config)
-    for key, value in (("data.dir", config.data.dir), ("resume", config.resume)):
+    paths = {f"data.{key}": getattr(config.data, key) for key in DATA_PATHS} | {"resume": config.resume}
+    for key, value in paths.items():
         if value is not None and not value.strip():
-            raise UserError(f"{key} is empty; give a folder.")
+            raise UserError(f"{key} is empty; give a path, or leave it out.")
     if config.resume is not None:
         return stored_config(config.resume, overrides, config), preset
     index = None
+    for key in DATA_PATHS:
+        if value := getattr(config.data, key):
+            setattr(config.data, key, str(Path(value).expanduser().resolve()))
+    if config.data.manifest and config.data.dir is None:
+        config.data.dir = str(Path(config.data.manifest).parent)
     if config.data.dir is not None:
-        config.data.dir = str(Path(config.data.dir).expanduser().resolve())
-        index = read_folder(Path(config.data.dir))
+        manifest = Path(config.data.manifest) if config.data.manifest else None
+        index = read_images(Path(config.data.dir), manifest, config.data.group)
         check_size(index, config.limits == "on")
     if preset == "auto":
         preset = preset_for(len(index.paths) if index else EMBEDDED_DATA_IMAGES)
@@ -154,8 +170,6 @@ def resolve(config: Config, preset: str, index: Index | None) -> None:
         config.model.weights = "none" if embedded else "imagenet"
     if Path(config.model.weights).expanduser().is_file():
         config.model.weights = str(Path(config.model.weights).expanduser().resolve())
-    if data.cache_dir is not None:
-        data.cache_dir = str(Path(data.cache_dir).expanduser().resolve())
     if data.image_size == "auto":
         own_size = SCALES[config.model.name].resolution if config.model.name in SCALES else 224
         data.image_size = 64 if embedded else own_size
@@ -177,12 +191,6 @@ def eval_size_for(image_size: int) -> int:
     shape (64 -> 2x2, 73 -> 3x3), and with it how much of them is padding: accuracy collapses.
     """
     return max(image_size, int(image_size * EVAL_TO_TRAIN_RATIO) // 32 * 32)
-
-
-def mirror_changes_label(class_names: Sequence[str]) -> bool:
-    """Whether names are single digits or letters, or speak of left and right."""
-    single = sum(len(name) == 1 for name in class_names) >= len(class_names) / 2
-    return single or any(re.search(r"(?i)(^|[^a-z])(left|right)([^a-z]|$)", name) for name in class_names)
 
 
 def stored_config(run: str, overrides: Sequence[str], given: Config) -> Config:

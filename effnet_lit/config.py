@@ -8,6 +8,7 @@ that mark are limits of arithmetic and stay.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,9 @@ class DataConfig:
     """Where the images are and how they become batches."""
 
     dir: str | None = knob(None, "folder with one sub-folder of images per class; null = the 1,797 embedded digits")
+    manifest: str | None = knob(
+        None, "CSV file with columns path, label and optionally split and group; null = class folders"
+    )
     image_size: int | str = knob(
         "auto", "training size; auto = 224, or 64 for the digits", unit="pixels", possible=Range(32, 1024)
     )
@@ -72,12 +76,44 @@ class DataConfig:
         unit="pixels",
         possible=Range(32, 1200),
     )
+    resize: str = knob(
+        "squish",
+        "how images become squares: squish keeps all but the shape, crop keeps the middle, pad adds grey",
+        choices=("squish", "crop", "pad"),
+    )
     val_fraction: float = knob(0.1, "share of images that follow training; chooses nothing", possible=Range(0.01, 0.5))
     test_fraction: float = knob(0.2, "share of images held out for the final figure", possible=Range(0.01, 0.5))
+    fold: str | None = knob(None, "test on one of k equal folds, such as 0/5, then 1/5 and so on")
+    group: str | None = knob(
+        None,
+        "keep images of a patient, person or tile on one side: a manifest's column, or a regular expression on paths",
+    )
+    near_duplicates: str = knob(
+        "tell",
+        "images that look the same: tell of them, or keep them together on one side",
+        choices=("tell", "together"),
+    )
+    split: str | None = knob(None, "split.csv of an earlier run, to train and measure on the same parts")
+    exclude: str | None = knob(None, "audit.json whose list 'exclude' names images to leave out; edit it as you like")
+    balance: str = knob(
+        "none",
+        "uneven classes: weigh rare ones more in the loss, or show them more often",
+        choices=("none", "loss", "sampler"),
+    )
+    rotation: str = knob(
+        "on", "turn training images by some degrees; off where that changes the label", choices=("on", "off")
+    )
+    mixup: float = knob(0.0, "chance that a training image is blended with another", possible=FRACTION)
+    cutmix: float = knob(0.0, "chance that a piece of another image is pasted in", possible=FRACTION)
     horizontal_flip: str = knob(
         "auto", "mirror training images; auto = off for names like digits, letters, left", choices=("auto", "on", "off")
     )
     workers: int | str = knob("auto", "processes that gather batches; never changes the result", possible=Range(0, 256))
+    cache: str = knob(
+        "auto",
+        "where decoded images are kept; auto = device if they fit a quarter of the GPU, else disk, ram or off",
+        choices=("auto", "disk", "ram", "device", "off"),
+    )
     cache_dir: str | None = knob(None, "where decoded images are kept; null = the user's cache folder")
     mean: list[float] | None = knob(None, "per-channel mean of pixels in 0-1; null = the one of the weights")
     std: list[float] | None = knob(None, "per-channel deviation of pixels in 0-1; null = the weights' own")
@@ -206,10 +242,29 @@ def check(config: Config) -> None:
         check_value(key, facts, value_of(config, key), card=config.limits == "on")
     if config.data.val_fraction + config.data.test_fraction > 0.8:
         raise UserError("data.val_fraction and data.test_fraction leave under 20% to train on; lower one of them.")
+    if config.data.mixup + config.data.cutmix > 1:
+        raise UserError(
+            "data.mixup and data.cutmix are chances that exclude each other; lower one so that both fit in 1."
+        )
+    if config.data.fold is not None:
+        fold_of(config.data.fold)
     for key in ("mean", "std"):
         channels = getattr(config.data, key)
         if channels is not None and (len(channels) != 3 or (key == "std" and min(channels) <= 0)):
             raise UserError(f"data.{key}={channels} must be three numbers, one per colour channel (std above 0).")
+
+
+def fold_of(text: str) -> tuple[int, int]:
+    """ "0/5" -> (0, 5): which fold, of how many.
+
+    Raises:
+        UserError: it is written otherwise, or there is no such fold.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", str(text))
+    fold, folds = map(int, match.groups()) if match else (0, 0)
+    if not (2 <= folds <= 100 and fold < folds):
+        raise UserError(f"data.fold={text} is no fold; write which of how many, from 0/5 to 4/5 for five.")
+    return fold, folds
 
 
 def check_value(key: str, facts: Knob, value: Any, card: bool) -> None:

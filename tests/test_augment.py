@@ -115,7 +115,7 @@ def numbers(start: int, count: int, seed: int = 1, epoch: int = 2) -> Tensor:
 @pytest.mark.parametrize("strength", ["none", *STRENGTHS])
 @pytest.mark.parametrize("size", [48, 64])
 def test_form_and_range(strength: str, size: int) -> None:
-    pixels = augment(stored(6), numbers(0, 6), strength, size, True)
+    pixels = augment(stored(6), numbers(0, 6), strength, size, True, True)
     assert pixels.shape == (6, 3, size, size)
     assert pixels.dtype == torch.float32
     assert pixels.is_contiguous(memory_format=torch.channels_last)
@@ -124,9 +124,9 @@ def test_form_and_range(strength: str, size: int) -> None:
 
 def test_none_is_the_image_itself() -> None:
     images = stored(4)
-    same = augment(images, numbers(0, 4), "none", SIZE, True)
+    same = augment(images, numbers(0, 4), "none", SIZE, True, True)
     assert torch.equal(same, images.permute(0, 3, 1, 2) / 255)
-    smaller = augment(images, numbers(0, 4), "none", 48, True)
+    smaller = augment(images, numbers(0, 4), "none", 48, True, True)
     theirs = tv.resize(images.permute(0, 3, 1, 2) / 255, [48, 48], antialias=True)
     assert torch.allclose(smaller, theirs, atol=1e-5)
 
@@ -152,10 +152,10 @@ def test_numbers_are_what_they_were_in_the_first_release() -> None:
 
 def test_a_sample_is_the_same_in_any_batch() -> None:
     images = stored(8)
-    whole = augment(images, numbers(16, 8), "heavy", 48, True)
-    halves = torch.cat([augment(images[i : i + 4], numbers(16 + i, 4), "heavy", 48, True) for i in (0, 4)])
+    whole = augment(images, numbers(16, 8), "heavy", 48, True, True)
+    halves = torch.cat([augment(images[i : i + 4], numbers(16 + i, 4), "heavy", 48, True, True) for i in (0, 4)])
     assert torch.allclose(whole, halves, atol=1e-6)
-    assert not torch.allclose(whole, augment(images, numbers(24, 8), "heavy", 48, True), atol=0.05)
+    assert not torch.allclose(whole, augment(images, numbers(24, 8), "heavy", 48, True, True), atol=0.05)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
@@ -179,19 +179,19 @@ def test_crops_stay_inside_and_in_their_range(strength: str) -> None:
 def test_erasing_takes_its_share_of_images_and_of_pixels() -> None:
     ranges = STRENGTHS["heavy"]
     white = torch.full((400, 32, 32, 3), 255, dtype=torch.uint8)
-    pixels = augment(white, numbers(0, 400), "heavy", 32, True)
+    pixels = augment(white, numbers(0, 400), "heavy", 32, True, True)
     share = (pixels == 0.5).all(1).float().mean((1, 2))
     hit = share > 0
     assert abs(hit.float().mean() - ranges.erasing) < 0.06
     assert ranges.erased[0] * 0.5 < share[hit].min()
     assert share[hit].max() < ranges.erased[1] * 1.25
-    assert not (augment(white[:50], numbers(0, 50), "light", 32, True) == 0.5).all(1).any()
+    assert not (augment(white[:50], numbers(0, 50), "light", 32, True, True) == 0.5).all(1).any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_does_the_same() -> None:
     images = stored(8)
     for strength in ("none", *STRENGTHS):
-        on_gpu = augment(images.cuda(), numbers(0, 8), strength, 48, True)
+        on_gpu = augment(images.cuda(), numbers(0, 8), strength, 48, True, True)
         assert on_gpu.is_cuda
-        assert torch.allclose(on_gpu.cpu(), augment(images, numbers(0, 8), strength, 48, True), atol=1e-3)
+        assert torch.allclose(on_gpu.cpu(), augment(images, numbers(0, 8), strength, 48, True, True), atol=1e-3)

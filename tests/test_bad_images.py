@@ -27,7 +27,7 @@ def prepare_folder(root: Path, cache: Path, limits: bool = False) -> PreparedDat
 
 
 def assert_corners(path: Path, expected: tuple[tuple[int, ...], ...]) -> None:
-    found = images.corners_of(decode(path, 32))
+    found = images.corners_of(decode(path, 32, "squish"))
     assert np.abs(np.subtract(found, expected)).max() <= TOLERANCE, found
 
 
@@ -61,7 +61,7 @@ def test_reasons(tmp_path: Path, name: str) -> None:
     write, reason = images.UNREADABLE[name]
     write(tmp_path / name)
     with pytest.raises(DecodeError) as caught:
-        decode(tmp_path / name, 32)
+        decode(tmp_path / name, 32, "squish")
     assert reason in str(caught.value)
     assert 5 < len(str(caught.value)) < 120
 
@@ -75,15 +75,17 @@ def test_a_folder_of_them_all_is_prepared_and_the_bad_are_listed(tmp_path: Path)
     for name, (write, _) in images.UNREADABLE.items():
         write(root / "good" / name)
     data = prepare_folder(root, tmp_path / "cache")
-    assert {item["path"] for item in data.audit["unreadable"]} == {f"good/{name}" for name in images.UNREADABLE}
-    assert all(item["reason"] for item in data.audit["unreadable"])
+    found = {finding["kind"]: finding["items"] for finding in data.audit["findings"]}
+    told = [*found["unreadable"], *found["too_large"]]
+    assert {path for item in told for path in item["paths"]} == {f"good/{name}" for name in images.UNREADABLE}
+    assert all(item["detail"] for item in told)
     assert data.class_names == ("alone", "good", "odd")
-    assert data.audit["classes"] == {
+    assert {name: sum(parts.values()) for name, parts in data.audit["classes"].items()} == {
         "alone": 1,
         "good": 10,
         "odd": 10 + len(images.READABLE) + len(images.READABLE_GREY),
     }
-    assert any(f"{len(images.UNREADABLE)} unreadable images left out" in note for note in data.notes)
+    assert any(f"Unreadable or truncated: {len(images.UNREADABLE) - 1}, such as good/" in note for note in data.notes)
     batches = list(ClassFolderDataModule(data, 4, 0, 0).train_dataloader())
     assert len(batches) == len(data.part("train")) // 4
     # a class with one image: it trains
@@ -156,7 +158,10 @@ def test_pillow_writes_nothing_to_the_screen(tmp_path: Path) -> None:
     images.save_truncated(tmp_path / "truncated.tif")
     script = (
         "import sys; from pathlib import Path; from effnet_lit.data.cache import decode_or_reason\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()): decode_or_reason(path, 8)"
+        "from effnet_lit.data.folder import Index\n"
+        "paths = tuple(sorted(path.name for path in Path(sys.argv[1]).iterdir()))\n"
+        "index = Index(Path(sys.argv[1]), ('a',), paths, (0,) * 3, (None,) * 3, ())\n"
+        "for i in range(3): decode_or_reason(index, i, 8, 'squish')"
     )
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import images
@@ -13,18 +16,19 @@ import numpy as np
 import pytest
 
 from effnet_lit.config import UserError
+from effnet_lit.data import cache as cache_module
+from effnet_lit.data import cache_choice
 from effnet_lit.data.cache import (
-    IMAGES,
-    INFO,
-    LINES,
     Cache,
     cache_sizes,
     clear_cache,
     default_cache_dir,
     open_cache,
 )
-from effnet_lit.data.decode import decode_with_hash
+from effnet_lit.data.cache_choice import choose_cache
+from effnet_lit.data.decode import examine
 from effnet_lit.data.folder import read_folder
+from effnet_lit.data.store import IMAGES, INFO, LINES
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 32
@@ -35,10 +39,11 @@ def data(tmp_path: Path) -> Path:
     return images.class_tree(tmp_path / "data", {"a": 60, "b": 60}, size=48)
 
 
-def opened(data: Path, cache_dir: Path, workers: int = 2) -> tuple[Cache, int]:
+def opened(data: Path, cache_dir: Path, workers: int = 2, keep: str = "disk") -> tuple[Cache, int]:
     """The cache, and how many images were decoded for it."""
     decoded = [0]
-    cache = open_cache(read_folder(data), SIZE, cache_dir, workers, lambda done, total: decoded.append(done))
+    progress = lambda done, total: decoded.append(done)  # noqa: E731
+    cache = open_cache(read_folder(data), SIZE, "squish", keep, cache_dir, workers, progress)
     return cache, decoded[-1]
 
 
@@ -46,10 +51,16 @@ def assert_true(cache: Cache, data: Path) -> None:
     """Every image and hash equals a fresh decode."""
     index = read_folder(data)
     assert len(cache.rows) == len(index.paths)
-    for path, row, pixel_hash in zip(index.paths, cache.rows, cache.hashes, strict=True):
-        pixels, fresh_hash = decode_with_hash(data / path, SIZE)
-        assert np.array_equal(cache.images[row], pixels), path
-        assert pixel_hash == fresh_hash
+    for path, row, record in zip(index.paths, cache.rows, cache.records, strict=True):
+        pixels, fresh_hash, facts = examine(data / path, SIZE, "squish")
+        assert np.array_equal(cache.images[np.array([row])][0], pixels), path
+        assert record["hash"].decode() == fresh_hash
+        assert record["look"] == facts.look
+        assert (record["format"].decode(), record["width"], record["height"]) == (
+            facts.format,
+            facts.width,
+            facts.height,
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
@@ -82,7 +93,7 @@ def test_an_unreadable_image_has_a_reason_and_is_tried_again(data: Path, tmp_pat
     path.write_bytes(content[:100])
     cache, _ = opened(data, tmp_path / "cache")
     assert cache.problems == (("a/005.png", "truncated"),)
-    assert (cache.rows[5], cache.hashes[5]) == (-1, "")
+    assert (cache.rows[5], cache.records["hash"][5]) == (-1, b"")
     assert sorted(cache.rows)[1:] == list(range(119))
     path.write_bytes(content)
     cache, decoded = opened(data, tmp_path / "cache")
@@ -102,12 +113,13 @@ import sys, time
 from pathlib import Path
 from effnet_lit.data import cache
 from effnet_lit.data.folder import read_folder
+from effnet_lit.data.store import IMAGES, INFO, LINES
 cache.COMMIT_EVERY = 10
 def progress(done, total):
     print(done, flush=True)
     time.sleep(0.004)  # else it is done before it is killed
 index = read_folder(Path(sys.argv[1]))
-cache.open_cache(index, {SIZE}, Path(sys.argv[2]), 2, progress)
+cache.open_cache(index, {SIZE}, "squish", "disk", Path(sys.argv[2]), 2, progress)
 """
 
 
@@ -118,21 +130,36 @@ def start(data: Path, cache_dir: Path, before: str = "") -> subprocess.Popen[str
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 here")
-def test_killed_again_and_again(data: Path, tmp_path: Path) -> None:
+def test_killed_at_thirty_random_moments(data: Path, tmp_path: Path) -> None:
     committed = 0
-    for moment in (1, 10, 17, 33):  # images done since the last kill
-        with start(data, tmp_path / "cache") as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if int(line) >= moment:
-                    process.kill()
-                    break
-        (lines,) = (tmp_path / "cache").glob(f"*/{LINES}")
-        before, committed = committed, lines.read_bytes().count(b"\n")
-        assert committed >= min(120, before + moment // 10 * 10)
+    moments = np.random.default_rng(0).uniform(0.0, 0.1, 30)
+    for moment in moments.tolist():
+        child = multiprocessing.get_context("forkserver").Process(target=fill_slowly, args=(data, tmp_path / "cache"))
+        (tmp_path / "cache" / "started").unlink(missing_ok=True)
+        child.start()
+        while child.is_alive() and not (tmp_path / "cache" / "started").exists():
+            time.sleep(0.002)
+        time.sleep(moment)
+        child.kill()
+        child.join()
+        lines = list((tmp_path / "cache").glob(f"*/{LINES}"))
+        before, committed = committed, lines[0].read_bytes().count(b"\n") if lines else 0
+        assert committed >= before  # nothing that was safe is lost
+    assert 0 < committed < 120
     cache, decoded = opened(data, tmp_path / "cache")
-    assert decoded == 120 - committed  # nothing that was safe is done again
+    assert decoded == 120 - committed  # nothing that was finished is done again
     assert_true(cache, data)
+
+
+def fill_slowly(data: Path, cache_dir: Path) -> None:
+    """Fill the cache, some milliseconds an image, so that it is killed before it is done."""
+    cache_module.COMMIT_EVERY = 3
+
+    def progress(done: int, total: int) -> None:
+        (cache_dir / "started").touch()
+        time.sleep(0.02)
+
+    open_cache(read_folder(data), SIZE, "squish", "disk", cache_dir, 2, progress)
 
 
 def test_torn_ends_of_both_files_are_cut_off(data: Path, tmp_path: Path) -> None:
@@ -179,10 +206,38 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(data: Path, tmp_path: Pat
     assert_true(cache, data)
 
 
+def test_a_full_file_system_is_one_sentence_and_loses_nothing(data: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        filler = disk / "filler"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cache_module, "check_room", lambda folder, need: filler.write_bytes(bytes(50_000)))
+            patch.setattr(cache_module, "COMMIT_EVERY", 10)
+            with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+                opened(data, disk / "cache")
+        with pytest.raises(UserError, match=r"make room there, .*data\.cache_dir"):
+            opened(data, disk / "cache")
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
+        cache, decoded = opened(data, disk / "cache")
+        assert 0 < decoded < 80
+        assert_true(cache, data)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
 def test_too_little_room_is_told_before_the_work(data: Path, tmp_path: Path) -> None:
     decoded = [0]
     with pytest.raises(UserError, match=r"needs [\d.]+ GB and its disk has"):
-        open_cache(read_folder(data), 10_000_000, tmp_path, 1, lambda done, total: decoded.append(done))
+        open_cache(
+            read_folder(data), 10_000_000, "squish", "disk", tmp_path, 1, lambda done, total: decoded.append(done)
+        )
     assert decoded == [0]
 
 
@@ -190,7 +245,7 @@ def test_sizes_and_data_folders_have_their_own_place(data: Path, tmp_path: Path)
     other = images.class_tree(tmp_path / "other" / "data", {"a": 2, "b": 2})
     for folder in (data, other):
         opened(folder, tmp_path / "cache")
-    open_cache(read_folder(other), 16, tmp_path / "cache", 0, lambda done, total: None)
+    open_cache(read_folder(other), 16, "squish", "disk", tmp_path / "cache", 0, lambda done, total: None)
     sizes = cache_sizes(tmp_path / "cache")
     assert sorted(path for path, _ in sizes) == sorted([str(data), str(other), str(other)])
     assert all(size > 0 for _, size in sizes)
@@ -227,3 +282,64 @@ def test_where_it_lies_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert default_cache_dir() == tmp_path
     monkeypatch.delenv("EFFNET_LIT_CACHE")
     assert default_cache_dir().name.lower() in {"effnet_lit", "cache"}
+
+
+def test_images_in_memory_are_decoded_at_each_start_and_their_facts_once(data: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        cache, decoded = opened(data, tmp_path / "cache", keep="ram")
+        assert decoded == 120
+        assert isinstance(cache.images, np.ndarray) and not isinstance(cache.images, np.memmap)
+        assert_true(cache, data)
+    assert cache.bytes < 60_000
+    images.noise(data / "a" / "007.png", 999, size=48)
+    (data / "a" / "008.png").write_bytes(b"")
+    cache, _ = opened(data, tmp_path / "cache", keep="ram")
+    assert cache.problems == (("a/008.png", "empty file"),)
+    assert cache.rows[8] == -1
+
+
+def test_without_a_cache_images_are_decoded_when_asked_for(data: Path, tmp_path: Path) -> None:
+    cache, decoded = opened(data, tmp_path / "cache", keep="off")
+    assert decoded == 120
+    assert_true(cache, data)
+    cache, decoded = opened(data, tmp_path / "cache", keep="off")
+    assert decoded == 0
+    assert_true(cache, data)
+    assert cache.bytes < 60_000
+    assert not list((tmp_path / "cache").glob(f"*/{IMAGES}"))
+    again = pickle.loads(pickle.dumps(cache.images))  # as loader processes that are started afresh get it
+    assert np.array_equal(again[np.array([3, 50])], cache.images[np.array([3, 50])])
+    (data / "a" / "003.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a/003\.png could be read when the run began and now not \(empty file\)"):
+        cache.images[np.array([3])]
+
+
+@pytest.mark.parametrize(
+    ("asked", "need", "kept", "device", "expected"),
+    [
+        ("auto", 1000, 0, 0, "disk"),
+        ("auto", 1000, 0, 4000, "device"),
+        ("auto", 1001, 0, 4000, "disk"),
+        ("auto", 10**15, 10**15, 0, "disk"),  # it is there already
+        ("auto", 10**15, 0, 10**17, "off"),
+        ("disk", 10**15, 0, 0, "disk"),
+        ("off", 1000, 0, 0, "off"),
+    ],
+)
+def test_where_images_are_kept(tmp_path: Path, asked: str, need: int, kept: int, device: int, expected: str) -> None:
+    keep, sentences = choose_cache(asked, need, kept, tmp_path / "not yet", device)
+    assert keep == expected
+    assert bool(sentences) == (asked == "auto" and expected == "off")
+
+
+def test_memory_is_taken_where_the_disk_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_choice, "free_disk", lambda folder: 10_000)
+    keep, (sentence,) = choose_cache("auto", 20_000, 0, tmp_path, 0)
+    assert keep == "ram"
+    assert "kept in memory" in sentence
+
+
+@pytest.mark.parametrize(("device", "words"), [(0, "needs a GPU"), (1000, "data.cache=disk")])
+def test_a_device_that_cannot_keep_them_is_refused(tmp_path: Path, device: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        choose_cache("device", 2000, 0, tmp_path, device)

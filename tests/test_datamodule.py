@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from effnet_lit.config import DataConfig
-from effnet_lit.data.datamodule import ClassFolderDataModule, EpochSampler, Gather, InOrder
+from effnet_lit.data.augment import random_numbers
+from effnet_lit.data.balance import class_weights
+from effnet_lit.data.datamodule import ClassFolderDataModule, EpochSampler, Gather, InOrder, epoch_order
 from effnet_lit.data.decode import decode
 from effnet_lit.data.prepare import PreparedData, prepare
 
 BATCH = 8
-Record = tuple[int, list[int], list[int]]  # epoch, positions, sums of the images' pixels
+Record = tuple[int, list[float], list[int]]  # epoch, first random numbers, sums of the images' pixels
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def test_parts_hold_their_images_once(data: PreparedData) -> None:
     for part, loader in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
         batches = list(loader)
         chosen = data.part(part)
-        expected = [decode(data.root / data.paths[i], 16) for i in chosen]
+        expected = [decode(data.root / data.paths[i], 16, "squish") for i in chosen]
         assert np.array_equal(torch.cat([batch["images"] for batch in batches]), expected)
         assert torch.cat([batch["labels"] for batch in batches]).tolist() == data.labels[chosen].tolist()
         assert max(len(batch["labels"]) for batch in batches) <= 2 * BATCH
@@ -44,7 +49,8 @@ def test_parts_hold_their_images_once(data: PreparedData) -> None:
 def test_training_batches_fit_their_labels_and_leave_only_the_tail(data: PreparedData) -> None:
     module = ClassFolderDataModule(data, BATCH, 0, 0)
     label_of = {
-        decode(data.root / path, 16).tobytes(): label for path, label in zip(data.paths, data.labels, strict=True)
+        decode(data.root / path, 16, "squish").tobytes(): label
+        for path, label in zip(data.paths, data.labels, strict=True)
     }
     seen = []
     for batch in module.train_dataloader():
@@ -62,7 +68,8 @@ def test_an_epoch_is_one_permutation_and_the_next_another() -> None:
         sampler.set_epoch(epoch)
         orders.append(np.concatenate([numbers for numbers, _ in sampler]))
         assert sorted(orders[-1]) == list(range(100))
-        assert np.array_equal(np.concatenate([positions for _, positions in sampler]), np.arange(100))
+        drawn = np.concatenate([random for _, random in sampler if random is not None])
+        assert np.array_equal(drawn, random_numbers(1, epoch, 0, 100).astype(np.float32))
     assert np.array_equal(orders[1], orders[3])
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[0], np.concatenate([numbers for numbers, _ in EpochSampler(100, 10, seed=2)]))
@@ -72,9 +79,10 @@ def test_ranks_share_each_global_batch() -> None:
     alone = list(EpochSampler(50, 12, seed=0))
     ranks = [list(EpochSampler(50, 4, 0, rank, 3)) for rank in range(3)]
     assert [len(batches) for batches in ranks] == [len(alone)] * 3 == [4] * 3
-    for step, (numbers, positions) in enumerate(alone):
+    for step, (numbers, random) in enumerate(alone):
+        assert random is not None
         assert np.array_equal(np.concatenate([batches[step][0] for batches in ranks]), numbers)
-        assert np.array_equal(np.concatenate([batches[step][1] for batches in ranks]), positions)
+        assert np.array_equal(np.concatenate([batches[step][1] for batches in ranks]), random)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,10 @@ def test_a_start_belongs_to_its_epoch() -> None:
     sampler = EpochSampler(40, 10, 0)
     sampler.set_epoch(3, start=2)
     sampler.set_epoch(3)  # as Lightning calls it
-    assert [positions[0] for _, positions in sampler] == [20, 30]
+    whole = list(EpochSampler(40, 10, 0))  # epoch 0
+    assert not np.array_equal(whole[2][0], next(iter(sampler))[0])
+    order = epoch_order(40, 0, 3)
+    assert [numbers.tolist() for numbers, _ in sampler] == [order[20:30].tolist(), order[30:].tolist()]
     assert len(sampler) == 4
     sampler.set_epoch(4)
     assert len(list(sampler)) == 4
@@ -104,8 +115,62 @@ def test_workers_started_afresh_get_the_file_not_its_content(data: PreparedData)
     gather = Gather(data, "train")
     packed = pickle.dumps(gather)
     assert len(packed) < 5_000 < data.images.nbytes
-    batch = (np.arange(6), np.arange(6))
+    batch = (np.arange(6), None)
     assert torch.equal(pickle.loads(packed)[batch]["images"], gather[batch]["images"])
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=2, max_size=60), st.integers(0, 99), st.integers(0, 9))
+@settings(deadline=None, max_examples=100)
+def test_a_weighted_epoch_shows_each_image_as_often_as_its_weight_says(
+    weights: list[float], seed: int, epoch: int
+) -> None:
+    share = np.array(weights) / sum(weights) * len(weights)
+    order = epoch_order(len(weights), seed, epoch, np.array(weights))
+    shown = np.bincount(order, minlength=len(weights))
+    assert len(order) == len(weights)
+    assert (np.abs(shown - share) < 1 + 1e-6).all()
+    assert np.array_equal(order, epoch_order(len(weights), seed, epoch, np.array(weights)))
+
+
+def test_effective_numbers_are_those_of_the_paper() -> None:
+    labels = np.repeat([0, 1, 2], [600, 100, 10])
+    weights = class_weights(labels, 4)
+    effective = [sum(0.999**i for i in range(count)) for count in (600, 100, 10)]  # equation 1, as a sum
+    assert np.allclose(weights[:3] / weights[0], effective[0] / np.array(effective))
+    assert weights[3] == 0  # no image of it
+    assert np.isclose(weights[labels].mean(), 1)
+
+
+def test_balancing_shows_rare_classes_more_often(tmp_path: Path) -> None:
+    root = images.class_tree(tmp_path / "images", {"many": 90, "few": 10})
+    uneven = prepare(DataConfig(dir=str(root), cache_dir=str(tmp_path)), 0, False, 16, lambda done, total: None)
+    shown = {}
+    for balance in ("none", "sampler"):
+        loader = ClassFolderDataModule(uneven, 10, 0, 0, balance).train_dataloader()
+        labels = torch.cat([batch["labels"] for batch in loader])
+        shown[balance] = int((labels == 0).sum())  # "few" comes first
+    assert shown["none"] <= 7
+    assert 30 <= shown["sampler"] <= 36  # of 70; 0.999 makes the two classes nearly even
+
+
+def test_images_on_the_device_give_the_same_batches(data: PreparedData) -> None:
+    resident = ClassFolderDataModule(replace(data, cache="device"), BATCH, 0, 0)
+    for ours, usual in zip(
+        resident.train_dataloader(), ClassFolderDataModule(data, BATCH, 0, 0).train_dataloader(), strict=True
+    ):
+        assert "images" not in ours
+        batch = resident.on_after_batch_transfer(ours, 0)
+        assert batch.keys() == usual.keys()
+        assert all(torch.equal(batch[key], usual[key]) for key in usual)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_are_not_kept_give_the_same_batches(data: PreparedData, tmp_path: Path, workers: int) -> None:
+    config = DataConfig(dir=str(data.root), cache_dir=str(tmp_path), cache="off")
+    decoded = prepare(config, 0, False, 16, lambda done, total: None)
+    ours = ClassFolderDataModule(decoded, BATCH, 0, workers).train_dataloader()
+    for batch, usual in zip(ours, ClassFolderDataModule(data, BATCH, 0, 0).train_dataloader(), strict=True):
+        assert all(torch.equal(batch[key], usual[key]) for key in usual)
 
 
 class Recorder(lightning.LightningModule):
@@ -119,7 +184,7 @@ class Recorder(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         sums = batch["images"].flatten(1).long().sum(1).tolist()
-        self.records.append((self.current_epoch, batch["positions"].tolist(), sums))
+        self.records.append((self.current_epoch, batch["random"][:, 0].tolist(), sums))
         return self.layer(batch["images"].float().mean((1, 2))).square().mean()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None: ...

@@ -193,8 +193,10 @@ def test_a_dirty_folder_ends_in_a_trained_model(class_folder: Path, tmp_path: Pa
     config.data.dir = str(folder)
     result = fit(config, tmp_path / "run")
     audit = json.loads((result.run_dir / "audit.json").read_text(encoding="utf-8"))
-    assert {Path(row["path"]).name for row in audit["unreadable"]} == set(images.UNREADABLE)
-    assert audit["classes"]["single"] == 1
+    told = [item for finding in audit["findings"] if finding["severity"] == "error" for item in finding["items"]]
+    assert {Path(path).name for item in told for path in item["paths"]} == set(images.UNREADABLE)
+    assert audit["classes"]["single"] == {"train": 1, "val": 0, "test": 0}
+    assert "truncated.jpg" in (result.run_dir / "audit.html").read_text(encoding="utf-8")
     assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before, "the user's files were touched"
 
 

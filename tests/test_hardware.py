@@ -6,11 +6,18 @@ import pytest
 import torch
 
 from effnet_lit.config import Config, UserError
-from effnet_lit.training.hardware import Hardware, batch_advice, choose_accelerator, choose_precision, resolve_hardware
+from effnet_lit.training.hardware import (
+    Hardware,
+    batch_advice,
+    choose_accelerator,
+    choose_precision,
+    choose_workers,
+    resolve_hardware,
+)
 
 
 def gpu(gigabytes: float) -> Hardware:
-    return Hardware("gpu", "bf16-mixed", 4, "a GPU", int(gigabytes * 2**30))
+    return Hardware("gpu", "bf16-mixed", "a GPU", int(gigabytes * 2**30), int(gigabytes * 2**30))
 
 
 @pytest.mark.parametrize(
@@ -23,18 +30,24 @@ def test_batch_advice_is_the_cards(gigabytes: float, batch_size: int, words: str
     assert bool(advice) == bool(words)
 
 
-def test_a_cpu_runs_in_float32_without_loader_processes() -> None:
+def test_a_cpu_runs_in_float32() -> None:
     config = Config(trainer={"accelerator": "cpu", "devices": 1, "precision": "auto"})
     hardware = resolve_hardware(config)
-    assert (hardware.accelerator, config.trainer["precision"], config.data.workers) == ("cpu", "32-true", 0)
+    assert (hardware.accelerator, config.trainer["precision"]) == ("cpu", "32-true")
     assert choose_precision("mps") == "32-true"
 
 
 def test_what_is_set_stays() -> None:
     config = Config(trainer={"accelerator": "cpu", "devices": 1, "precision": "bf16-mixed"})
-    config.data.workers = 3
     assert resolve_hardware(config).precision == "bf16-mixed"
-    assert config.data.workers == 3
+
+
+def test_loader_processes_where_there_is_work_for_them() -> None:
+    assert choose_workers(3, "cpu", "disk") == 3
+    assert choose_workers("auto", "cpu", "disk") == 0
+    assert choose_workers("auto", "gpu", "device") == 0
+    assert choose_workers("auto", "cpu", "off") >= 1
+    assert choose_workers("auto", "gpu", "disk") >= 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -120,7 +120,7 @@ def test_cache_command_shows_and_clears(tmp_path: Path, class_folder: Path) -> N
     from effnet_lit.data.cache import cache_sizes, open_cache
     from effnet_lit.data.folder import read_folder
 
-    open_cache(read_folder(class_folder), 32, tmp_path / "kept", 0, lambda done, total: None)
+    open_cache(read_folder(class_folder), 32, "squish", "disk", tmp_path / "kept", 0, lambda done, total: None)
     shown = CliRunner().invoke(app, ["cache", "--folder", str(tmp_path / "kept")])
     assert str(class_folder) in shown.stdout
     cleared = CliRunner().invoke(app, ["cache", "--clear", "--folder", str(tmp_path / "kept")])

@@ -1,14 +1,17 @@
-"""Training images varied in batches: one affine sampling, one colour matrix, erasing.
+"""Training images varied: a random crop, turned and mirrored, other colours, erasing.
 
 Each sample's variation is a pure function of its row of random numbers, and these depend on (seed, epoch, position)
 alone. Rotation, crop, aspect and flip are one theta per image, so pixels are interpolated once; brightness, contrast
-and saturation are linear in the pixels and fold into one 3 x 4 matrix per image.
+and saturation are linear in the pixels and fold into one 3 x 3 matrix and an offset per image. An accelerator varies
+the batch at once; a CPU one image after the other, each small enough for the processor's cache.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +45,7 @@ CROP, ASPECT, X, Y, ROTATION, FLIP, BRIGHTNESS, CONTRAST, SATURATION, ERASING, E
 ERASED_X, ERASED_Y = 12, 13
 NUMBERS = 16
 
+TORCH_GRAIN = 32768  # elements from which on torch splits an operation among threads
 GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
@@ -54,23 +58,103 @@ def random_numbers(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
     return np.random.Generator(stream).random((count, NUMBERS))
 
 
-def augment(images: Tensor, numbers: Tensor, strength: str, image_size: int, horizontal_flip: bool) -> Tensor:
+def augment(
+    images: Tensor, numbers: Tensor, strength: str, image_size: int, horizontal_flip: bool, rotation: bool
+) -> Tensor:
     """uint8 (N, S, S, 3) -> float (N, 3, T, T) in 0-1, channels_last, on the images' device.
 
     Strength "none" is the whole image resized, without randomness.
     """
+    with torch.autocast(images.device.type, enabled=False):  # or the colours would have eight bits
+        if strength == "none":
+            return resize(images.permute(0, 3, 1, 2).float(), image_size).div_(255)
+        ranges = STRENGTHS[strength] if rotation else replace(STRENGTHS[strength], rotation=0)
+        vary = vary_each if images.device.type == "cpu" else vary_batch
+        return vary(images, numbers.to(images.device), ranges, image_size, horizontal_flip)
+
+
+def vary_batch(images: Tensor, numbers: Tensor, ranges: Strength, size: int, horizontal_flip: bool) -> Tensor:
+    """``augment`` for an accelerator: one operation for the whole batch."""
+    u = numbers.float()  # (N, NUMBERS)
     pixels = images.permute(0, 3, 1, 2).float()  # (N, 3, S, S) in 0-255, channels_last
-    if strength == "none":
-        return resize(pixels, image_size).div_(255)
-    ranges = STRENGTHS[strength]
-    u = numbers.float().to(images.device)  # (N, NUMBERS)
-    pixels = sample(pixels, crop_theta(u, ranges, horizontal_flip), image_size).div_(255)
-    factors = 1 + ranges.colour * (2 * u[:, BRIGHTNESS : SATURATION + 1] - 1)
-    pixels = adjust_colour(pixels, *factors.unbind(1)).clamp_(0, 1)
+    pixels = sample(pixels, crop_theta(u, ranges, horizontal_flip), size).div_(255)
+    pixels = adjust_colour(pixels, *colour_factors(u, ranges)).clamp_(0, 1)
     if ranges.erasing:
-        pixels.masked_fill_(erased(u, ranges, image_size), 0.5)
-    # channels_last; .contiguous does the same four times slower on a CPU
-    return torch.stack(pixels.unbind(1), -1).permute(0, 3, 1, 2)
+        rows, columns = erased(u, ranges, size)
+        pixels.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.5)
+    return torch.stack(pixels.unbind(1), -1).permute(0, 3, 1, 2)  # channels_last
+
+
+def vary_each(images: Tensor, numbers: Tensor, ranges: Strength, size: int, horizontal_flip: bool) -> Tensor:
+    """``augment`` for a CPU: every image by itself, which also makes it independent of its batch to the last bit."""
+    u = numbers.double()  # rounded to float32 later: how many are computed at once cannot be seen
+    sampled = (turned if ranges.rotation else cropped)(images, crop_theta(u, ranges, horizontal_flip), size)
+    matrix, shift = (x.float().div(255).unbind() for x in colour_matrix(*colour_factors(u, ranges)))
+    rows, columns = (x.unbind() for x in erased(u, ranges, size))
+    varied = torch.empty(len(images), size * size, 3)
+    targets = varied.unbind()
+
+    def vary(i: int) -> None:
+        pixels = sampled(i)  # (T * T, 3) in 0-255
+        if ranges.colour:
+            offset = pixels.mean(0).dot(shift[i])
+            torch.mm(pixels, matrix[i].t(), out=targets[i]).add_(offset).clamp_(0, 1)
+        else:
+            torch.div(pixels, 255, out=targets[i])
+        if rows[i].any():
+            targets[i].masked_fill_((rows[i].unsqueeze(1) & columns[i]).view(-1, 1), 0.5)
+
+    in_threads(vary, len(images), 3 * size * size)
+    return varied.view(-1, size, size, 3).permute(0, 3, 1, 2)
+
+
+def in_threads(task: Callable[[int], None], count: int, elements: int) -> None:
+    """Call task(0) to task(count - 1) on as many threads as torch would use for operations on so many elements.
+
+    Each of the operations then runs on one thread: images need not wait for each other, operations would have to.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or elements < TORCH_GRAIN:
+        for i in range(count):
+            task(i)
+        return
+    torch.set_num_threads(1)  # for the new threads, too
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(task, range(count)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def turned(images: Tensor, theta: Tensor, size: int) -> Callable[[int], Tensor]:
+    """What ``sample`` makes of image i: float (size * size, 3) in 0-255."""
+    x, y, centre = torch.view_as_complex(theta.transpose(1, 2).contiguous()).unsqueeze(2).unbind(1)  # (N, 1) each
+    steps = (2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1  # pixel centres
+    along_x = (x * steps).cfloat().view(-1, 1, 1, size).unbind()
+    along_y = (y * steps + centre).cfloat().view(-1, 1, size, 1).unbind()
+    pixels = images.permute(0, 3, 1, 2).unsqueeze(1).unbind()  # N x (1, 3, S, S)
+
+    def sampled(i: int) -> Tensor:
+        grid = torch.view_as_real(along_x[i] + along_y[i])  # (1, T, T, 2)
+        return grid_sample(pixels[i].float(), grid).view(3, -1).t()
+
+    return sampled
+
+
+def cropped(images: Tensor, theta: Tensor, size: int) -> Callable[[int], Tensor]:
+    """As ``turned``, where theta does not turn: the crop in whole pixels, resized as uint8."""
+    reach = torch.stack([theta[:, 0, 0].abs(), theta[:, 1, 1]], 1)  # (N, 2) half of the crop's width and height
+    corners = torch.stack([theta[:, :, 2] - reach, theta[:, :, 2] + reach], 1)  # (N, 2, 2) in -1 to 1
+    corners = ((corners + 1) * images.shape[1] / 2).round().int().tolist()
+    mirrored = (theta[:, 0, 0] < 0).tolist()
+    pixels = images.permute(0, 3, 1, 2).unsqueeze(1).unbind()  # N x (1, 3, S, S)
+
+    def sampled(i: int) -> Tensor:
+        (left, top), (right, bottom) = corners[i]
+        crop = functional.interpolate(pixels[i][..., top:bottom, left:right], (size, size), mode="bilinear")
+        return (crop.flip(3) if mirrored[i] else crop).permute(0, 2, 3, 1).reshape(-1, 3).float()
+
+    return sampled
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
@@ -111,8 +195,16 @@ def affine_theta(centre: Tensor, width: Tensor, height: Tensor, angle: Tensor) -
 
 def sample(pixels: Tensor, theta: Tensor, size: int) -> Tensor:
     """(N, 3, S, S) -> (N, 3, size, size), bilinear; what lies outside is the image reflected."""
-    grid = functional.affine_grid(theta, [len(pixels), 3, size, size], align_corners=False)
+    return grid_sample(pixels, functional.affine_grid(theta, [len(pixels), 3, size, size], align_corners=False))
+
+
+def grid_sample(pixels: Tensor, grid: Tensor) -> Tensor:
     return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def colour_factors(u: Tensor, ranges: Strength) -> tuple[Tensor, ...]:
+    """Factors (N,) of brightness, contrast and saturation."""
+    return between(u[:, BRIGHTNESS : SATURATION + 1], (1 - ranges.colour, 1 + ranges.colour)).unbind(1)
 
 
 def adjust_colour(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
@@ -120,23 +212,28 @@ def adjust_colour(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturati
 
     Equals torchvision's adjust_brightness, adjust_contrast and adjust_saturation where these clamp nothing.
     """
-    grey = pixels.new_tensor(GREY)
-    mean = pixels.mean((2, 3)) @ grey * brightness  # (N,) mean grey after the brightness
-    brightness, contrast, saturation, mean = (x.view(-1, 1, 1) for x in (brightness, contrast, saturation, mean))
-    saturate = saturation * torch.eye(3, device=pixels.device) + (1 - saturation) * grey  # (N, 3, 3), rgb = it @ rgb
-    offset = saturate.sum(2, keepdim=True) * (1 - contrast) * mean  # (N, 3, 1)
-    coloured = torch.baddbmm(offset, saturate * contrast * brightness, pixels.flatten(2))  # (N, 3, T * T)
-    return coloured.view_as(pixels)
+    matrix, shift = colour_matrix(brightness, contrast, saturation)
+    offset = (pixels.mean((2, 3)) * shift).sum(1).view(-1, 1, 1)  # (N, 1, 1)
+    return torch.baddbmm(offset, matrix, pixels.flatten(2)).view_as(pixels)
 
 
-def erased(u: Tensor, ranges: Strength, size: int) -> Tensor:
-    """Mask (N, 1, size, size) of a random rectangle in some of the images."""
+def colour_matrix(brightness: Tensor, contrast: Tensor, saturation: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (N,) -> matrix (N, 3, 3) and shift (N, 3): a colour becomes matrix @ colour + shift @ mean colour."""
+    grey = torch.tensor(GREY, device=brightness.device)
+    brightness, contrast, saturation = (x.view(-1, 1, 1) for x in (brightness, contrast, saturation))
+    saturate = saturation * torch.eye(3, device=grey.device) + (1 - saturation) * grey  # (N, 3, 3), rgb = it @ rgb
+    shift = saturate[:, :1].sum(2) * ((1 - contrast) * brightness)[:, 0] * grey  # all rows have the same sum
+    return saturate * contrast * brightness, shift
+
+
+def erased(u: Tensor, ranges: Strength, size: int) -> tuple[Tensor, Tensor]:
+    """Which rows and which columns, each (N, size), meet in a random rectangle; none in most of the images."""
     area = between(u[:, ERASED], ranges.erased) * (u[:, ERASING] < ranges.erasing)  # 0 where nothing is erased
     aspect = between(u[:, ERASED_ASPECT], (math.log(0.5), math.log(2.0))).exp()
     steps = (torch.arange(size, device=u.device) + 0.5) / size  # pixel centres, (T,)
     columns = within(steps, u[:, ERASED_X], (area * aspect).sqrt())
     rows = within(steps, u[:, ERASED_Y], (area / aspect).sqrt())
-    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+    return rows, columns
 
 
 def within(steps: Tensor, place: Tensor, length: Tensor) -> Tensor:

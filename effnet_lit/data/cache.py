@@ -1,14 +1,11 @@
-"""Decode once in an image's life: one uint8 array on disk, [rows, S, S, 3], and an index beside it.
+"""Decode once in an image's life. Where the decoded images are kept is ``data.cache``:
 
-A cache folder holds
+    disk     one array on disk, for this run and all later ones
+    device   the same, and a copy in the GPU's memory, so that batches travel as numbers
+    ram      an array in memory, decoded at each start
+    off      nothing is kept: images are decoded again in every epoch
 
-    info.json      which data folder, size and decode version this is
-    images.u8      the rows, one after another
-    index.jsonl    one line an image: [path, bytes, mtime_ns, row, pixel hash]
-
-Both files only grow. Rows reach the disk before the lines that name them, so a process killed at any moment leaves
-at worst rows that no line names and half a last line; the next run cuts both off. A changed file gets a new row.
-Unreadable files get no line: they are tried again, since the reason may be gone.
+Unreadable files are tried again at each start, since the reason may be gone.
 """
 
 from __future__ import annotations
@@ -22,22 +19,34 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 
 from effnet_lit.config import UserError
-from effnet_lit.data.decode import DECODE_VERSION, RESIZE_RULE, DecodeError, decode_with_hash
+from effnet_lit.data.decode import DECODE_VERSION, DecodeError, decode, examine
+from effnet_lit.data.facts import Facts
 from effnet_lit.data.folder import Index
+from effnet_lit.data.store import (
+    FORMAT,
+    IMAGES,
+    INFO,
+    LOCK,
+    RECORD,
+    Writer,
+    prepare_folder,
+    read_known,
+    row_bytes,
+)
 
-INFO, IMAGES, LINES, LOCK = "info.json", "images.u8", "index.jsonl", "lock"
-FORMAT = "effnet_lit image cache 1"
-COMMIT_EVERY = 500  # images that a killed process loses at most
+KEEPS_PIXELS = ("disk", "device")
+COMMIT_EVERY = 200  # images that a killed process loses at most
 AHEAD = 64  # decoded images that may wait to be written
 
 Progress = Callable[[int, int], object]  # (images done, images to do)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,20 +54,38 @@ class Cache:
     """Decoded images of an index. ``rows[i]`` is where image i lies in ``images``, -1 if it could not be read."""
 
     folder: Path
-    images: np.ndarray  # (rows, S, S, 3) uint8, read-only, on disk
+    images: np.ndarray | DecodedOnDemand  # (rows, S, S, 3) uint8, read-only
     rows: np.ndarray  # (images of the index,) int64
-    hashes: tuple[str, ...]  # of the full-size pixels; "" if unreadable
+    records: np.ndarray  # (images of the index,) of RECORD: hash and facts; zeros if unreadable
     problems: tuple[tuple[str, str], ...]  # (path, reason)
-    bytes: int
+    bytes: int  # of this cache on disk
 
 
-class Entry(NamedTuple):
-    """What the index knows of one file. A file of another size or time is another file."""
+class DecodedOnDemand:
+    """Looks like an array of decoded images, and decodes the rows that are asked for."""
 
-    size: int
-    mtime_ns: int
-    row: int
-    hash: str
+    def __init__(self, index: Index, size: int, resize: str) -> None:
+        self.index, self.size, self.resize = index, size, resize
+
+    def __len__(self) -> int:
+        return len(self.index.paths)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, S, S, 3) uint8.
+
+        Raises:
+            UserError: a file that could be read when the run began cannot be read now.
+        """
+        pixels = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        for place, row in enumerate(rows):
+            decoded = decode_or_reason(self.index, int(row), self.size, self.resize)
+            if isinstance(decoded, str):
+                raise UserError(
+                    f"{self.index.root / self.index.paths[row]} could be read when the run began and now not "
+                    f"({decoded}); put it back, then go on with resume=."
+                )
+            pixels[place] = decoded
+        return pixels
 
 
 def default_cache_dir() -> Path:
@@ -66,90 +93,63 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("EFFNET_LIT_CACHE") or platformdirs.user_cache_dir("effnet_lit", appauthor=False))
 
 
-def open_cache(index: Index, size: int, cache_dir: Path, workers: int, progress: Progress) -> Cache:
+def open_cache(
+    index: Index, size: int, resize: str, keep: str, cache_dir: Path, workers: int, progress: Progress
+) -> Cache:
     """The decoded images of ``index`` at ``size`` x ``size``; what is missing is decoded now, in ``workers`` threads.
 
     Raises:
         UserError: the cache folder cannot be written, or its disk is full.
     """
-    folder = cache_folder(index.root, size, cache_dir)
-    states = [state(index.root / path) for path in index.paths]
-    entries = read_entries(folder, size)
-    problems: dict[str, str] = {}
-    if outdated(entries, index.paths, states):
+    folder = cache_folder(index.root, size, resize, keep, cache_dir)
+    keeps_pixels = keep in KEEPS_PIXELS
+    states = [index.state(i) for i in range(len(index.paths))]
+    in_memory = np.empty((len(states), size, size, 3), np.uint8) if keep == "ram" else None
+    known = read_known(folder, size, keeps_pixels)
+    missing = known.outdated(index.paths, states)
+    problems: dict[int, str] = {}
+    if missing:
         try:
-            prepare_folder(folder, index.root, size)
+            prepare_folder(folder, index.root, size, DECODE_VERSION)
             with FileLock(folder / LOCK):
-                entries = read_entries(folder, size)  # another run may have been here
-                missing = outdated(entries, index.paths, states)
-                check_room(folder, len(missing) * row_bytes(size))
-                with Writer(folder, size, entries) as writer:
-                    problems = fill(writer, index, missing, states, workers, progress)
+                known = read_known(folder, size, keeps_pixels)  # another run may have been here
+                missing = known.outdated(index.paths, states)
+                if keeps_pixels:
+                    check_room(folder, len(missing) * row_bytes(size))
+                with Writer(folder, size, known, keeps_pixels) as writer:
+                    examined = in_order(lambda i: examine_or_reason(index, i, size, resize), missing, workers)
+                    problems = fill(writer, index.paths, missing, states, examined, in_memory, progress)
+            known = read_known(folder, size, keeps_pixels)
         except OSError as error:
             raise UserError(
                 f"The cache {folder} cannot be written ({error.strerror}); "
                 "make room there, or set data.cache_dir to a folder on another disk."
             ) from error
-    found = [None if path in problems else entries[path] for path in index.paths]
-    return Cache(
-        folder,
-        map_images(folder, rows_used(entries), size),
-        np.array([entry.row if entry else -1 for entry in found], np.int64),
-        tuple(entry.hash if entry else "" for entry in found),
-        tuple(sorted(problems.items())),
-        used_bytes(folder),
-    )
+    readable = [i for i in range(len(states)) if i not in problems]
+    records = np.zeros(len(states), RECORD)
+    records[readable] = known.records[[known.numbers[index.paths[i]] for i in readable]]
+    rows = np.full(len(states), -1, np.int64)
+    rows[readable] = records["row"][readable] if keeps_pixels else readable
+    images: np.ndarray | DecodedOnDemand = DecodedOnDemand(index, size, resize)
+    if in_memory is not None:
+        images = in_memory
+        again = sorted(set(readable) - set(missing))
+        decoded = in_order(lambda i: decode_or_reason(index, i, size, resize), again, workers)
+        problems |= fill_memory(in_memory, again, decoded, progress)
+        rows[list(problems)] = -1
+    elif keeps_pixels:
+        images = map_images(folder, known.rows_used(), size)
+    told = tuple(sorted((index.paths[i], reason) for i, reason in problems.items()))
+    return Cache(folder, images, rows, records, told, used_bytes(folder))
 
 
-def cache_folder(root: Path, size: int, cache_dir: Path) -> Path:
-    """Where the images of one data folder at one size belong."""
+def cache_folder(root: Path, size: int, resize: str, keep: str, cache_dir: Path) -> Path:
+    """Where the images of one data folder at one size belong, or only what is known of them."""
     root = Path(os.path.realpath(root))
     key = hashlib.blake2b(digest_size=6)
-    key.update(json.dumps([str(root), size, DECODE_VERSION, RESIZE_RULE]).encode())
-    return cache_dir / f"{root.name}-{size}-{key.hexdigest()}"
-
-
-def state(path: Path) -> tuple[int, int]:
-    """(bytes, mtime_ns) of a file; one that vanished is told by its decode."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
-def read_entries(folder: Path, size: int) -> dict[str, Entry]:
-    """The index as far as it is whole; nothing if the images it speaks of are not there."""
-    entries: dict[str, Entry] = {}
-    if (folder / LINES).is_file() and (folder / IMAGES).is_file():
-        for line in whole_lines((folder / LINES).read_bytes()):
-            path, *rest = json.loads(line)
-            entries[path] = Entry(*rest)  # a path's last line wins
-        if (folder / IMAGES).stat().st_size < rows_used(entries) * row_bytes(size):
-            return {}
-    return entries
-
-
-def whole_lines(content: bytes) -> list[bytes]:
-    """Lines written to their end: a killed process leaves half a line, a power cut perhaps zeros."""
-    lines = content.split(b"\n")[:-1]
-    torn = (i for i, line in enumerate(lines) if not (line.startswith(b"[") and line.endswith(b"]")))
-    return lines[: next(torn, len(lines))]
-
-
-def outdated(entries: dict[str, Entry], paths: Sequence[str], states: Sequence[tuple[int, int]]) -> list[int]:
-    """Numbers of the images that the index does not hold as they are now."""
-    known = (entries.get(path) for path in paths)
-    return [i for i, (entry, now) in enumerate(zip(known, states, strict=True)) if entry is None or entry[:2] != now]
-
-
-def prepare_folder(folder: Path, root: Path, size: int) -> None:
-    """Make the cache folder with the file that tells what it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    info = {"format": FORMAT, "data_dir": os.path.realpath(root), "size": size, "decode_version": DECODE_VERSION}
-    unfinished = folder / f".{INFO}.{os.getpid()}"
-    unfinished.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / INFO)
+    key.update(json.dumps([str(root), size, DECODE_VERSION, resize, FORMAT]).encode())
+    facts_only = "" if keep in KEEPS_PIXELS else "-facts"
+    return cache_dir / f"{root.name}-{size}-{key.hexdigest()}{facts_only}"
 
 
 def check_room(folder: Path, need: int) -> None:
@@ -158,94 +158,61 @@ def check_room(folder: Path, need: int) -> None:
     if need > free:
         raise UserError(
             f"The cache {folder} needs {need / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; "
-            "make room there, or set data.cache_dir to a folder on another disk."
+            "make room there, set data.cache_dir to a folder on another disk, or data.cache=off."
         )
-
-
-def rows_used(entries: dict[str, Entry]) -> int:
-    """Rows of the array that some line names, or that lie before one."""
-    return 1 + max((entry.row for entry in entries.values()), default=-1)
-
-
-def row_bytes(size: int) -> int:
-    """Bytes of one image."""
-    return size * size * 3
-
-
-class Writer:
-    """Appends images to a cache folder whose lock is held. Nothing counts before ``commit``."""
-
-    def __init__(self, folder: Path, size: int, entries: dict[str, Entry]) -> None:
-        self.entries = entries
-        self.size = size
-        self.row = rows_used(entries)
-        self.images = open(folder / IMAGES, "ab")  # noqa: SIM115
-        self.lines = open(folder / LINES, "ab")  # noqa: SIM115
-        self.waiting: list[bytes] = []
-        whole = whole_lines((folder / LINES).read_bytes()) if entries else []
-        self.lines.truncate(sum(len(line) + 1 for line in whole))
-        self.images.truncate(self.row * row_bytes(size))
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.images.close()
-        self.lines.close()
-
-    def add(self, path: str, file_state: tuple[int, int], pixels: np.ndarray, pixel_hash: str) -> None:
-        """Append one decoded image."""
-        self.images.write(pixels.tobytes())
-        entry = Entry(*file_state, self.row, pixel_hash)
-        self.waiting.append(json.dumps([path, *entry]).encode() + b"\n")
-        self.entries[path] = entry
-        self.row += 1
-
-    def commit(self) -> None:
-        """Make all rows safe on disk, then the lines that name them."""
-        for file, content in ((self.images, b""), (self.lines, b"".join(self.waiting))):
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        self.waiting.clear()
 
 
 def fill(
     writer: Writer,
-    index: Index,
+    paths: Sequence[str],
     missing: Sequence[int],
     states: Sequence[tuple[int, int]],
-    workers: int,
+    examined: Iterator[Examined],
+    in_memory: np.ndarray | None,
     progress: Progress,
-) -> dict[str, str]:
-    """Decode the missing images into the cache; return what could not be read, and why."""
-    problems: dict[str, str] = {}
-    results = decode_all([index.root / index.paths[i] for i in missing], writer.size, workers)
-    for done, (i, result) in enumerate(zip(missing, results, strict=True), start=1):
-        path = index.paths[i]
+) -> dict[int, str]:
+    """Take the missing images in; return what could not be read, and why."""
+    problems: dict[int, str] = {}
+    for done, (i, result) in enumerate(zip(missing, examined, strict=True), start=1):
         if isinstance(result, str):
-            problems[path] = result
+            problems[i] = result
         else:
-            writer.add(path, states[i], *result)
+            writer.add(paths[i], states[i], *result)
+            if in_memory is not None:
+                in_memory[i] = result[0]
         if done % COMMIT_EVERY == 0 or done == len(missing):
             writer.commit()
         progress(done, len(missing))
     return problems
 
 
-Decoded = tuple[np.ndarray, str] | str  # pixels and their hash, or why not
+def fill_memory(
+    images: np.ndarray, chosen: Sequence[int], decoded: Iterator[np.ndarray | str], progress: Progress
+) -> dict[int, str]:
+    """Decode images whose facts are known; return what cannot be read now, and why."""
+    problems: dict[int, str] = {}
+    for done, (i, result) in enumerate(zip(chosen, decoded, strict=True), start=1):
+        if isinstance(result, str):
+            problems[i] = result
+        else:
+            images[i] = result
+        progress(done, len(chosen))
+    return problems
 
 
-def decode_all(paths: Sequence[Path], size: int, workers: int) -> Iterator[Decoded]:
-    """Decode in order. Threads do it: Pillow decodes and resizes, and the hash runs, without Python's lock."""
+Examined = tuple[np.ndarray, str, Facts] | str  # pixels, their hash and facts, or why not
+
+
+def in_order(work: Callable[[int], T], chosen: Sequence[int], workers: int) -> Iterator[T]:
+    """Do the work on each number, in order. Threads do it: Pillow decodes and resizes without Python's lock."""
     if workers == 0:
-        yield from (decode_or_reason(path, size) for path in paths)
+        yield from map(work, chosen)
         return
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[Decoded]] = deque()
+    waiting: deque[Future[T]] = deque()
     try:
-        for path in paths:
-            waiting.append(pool.submit(decode_or_reason, path, size))
+        for i in chosen:
+            waiting.append(pool.submit(work, i))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -254,12 +221,24 @@ def decode_all(paths: Sequence[Path], size: int, workers: int) -> Iterator[Decod
         pool.shutdown(cancel_futures=True)
 
 
-def decode_or_reason(path: Path, size: int) -> Decoded:
-    """One image; a bad one is a result like others."""
+def examine_or_reason(index: Index, i: int, size: int, resize: str) -> Examined:
+    """One image with its hash and facts; a bad one is a result like others."""
     try:
-        return decode_with_hash(path, size)
+        return examine(index.read(i), size, resize)
     except DecodeError as error:
         return str(error)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
+def decode_or_reason(index: Index, i: int, size: int, resize: str) -> np.ndarray | str:
+    """One image, or why not."""
+    try:
+        return decode(index.read(i), size, resize)
+    except DecodeError as error:
+        return str(error)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
 
 
 def map_images(folder: Path, rows: int, size: int) -> np.ndarray:
@@ -274,13 +253,14 @@ def used_bytes(folder: Path) -> int:
 
 
 def cache_folders(cache_dir: Path) -> Iterator[tuple[Path, str]]:
-    """(folder, data folder) of every cache below ``cache_dir`` that says it is one."""
+    """(folder, data folder) of every cache below ``cache_dir`` that says it is one, of whatever version."""
     for info in sorted(cache_dir.glob(f"*/{INFO}")):
         try:
             content = json.loads(info.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(content, dict) and content.get("format") == FORMAT and not info.parent.is_symlink():
+        ours = isinstance(content, dict) and str(content.get("format")).startswith("effnet_lit image cache ")
+        if ours and not info.parent.is_symlink():
             yield info.parent, content["data_dir"]
 
 

@@ -1,23 +1,29 @@
 """One image file -> RGB uint8, or the reason why not. Training, prediction and serving all decode here.
 
-EXIF turn, transparency on white, 16 bits to 8, first frame of an animation, antialiased resize that squishes to a
-square. Any change of the pixels that come out must raise ``DECODE_VERSION``, which is part of the cache's key.
+EXIF turn, transparency on white, 16 bits to 8, first frame of an animation, antialiased resize to a square. Any
+change of the pixels that come out must raise ``DECODE_VERSION``, which is part of the cache's key.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 import warnings
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-DECODE_VERSION = 1
-RESIZE_RULE = "squish"
+from effnet_lit.data.facts import Facts, measure
+
+DECODE_VERSION = 2
+RESIZE_RULES = ("squish", "crop", "pad")
+PAD_COLOUR = (128, 128, 128)
+LARGE_JPEG = 1024  # pixels of the short side that scaled decoding keeps: four times what a 256-pixel image needs
 PIXEL_LIMIT = 200_000_000  # the largest phone cameras; 600 MB as RGB
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 
@@ -53,65 +59,106 @@ OTHER_SIGNATURES = (
 )
 
 
+class Header(NamedTuple):
+    """What a file says of its image before a pixel is decoded, as in ``Facts``."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+    alpha: bool
+    animated: bool
+
+
 class DecodeError(Exception):
     """A file that gives no image; the text is a short reason for people."""
 
 
-def decode(path: Path, size: int) -> np.ndarray:
-    """The image as uint8 (size, size, 3).
+def decode(file: Path | bytes, size: int, resize: str) -> np.ndarray:
+    """The image as uint8 (size, size, 3); ``resize`` is one of RESIZE_RULES.
 
     Raises:
         DecodeError: the file cannot be read as an image, and why.
     """
-    return squish(read_rgb(path), size)
+    return fit_square(read_rgb(file)[0], size, resize)
 
 
-def decode_with_hash(path: Path, size: int) -> tuple[np.ndarray, str]:
-    """``decode``, and a hash of the upright full-size RGB pixels: equal for equal images in different encodings."""
-    image = read_rgb(path)
+def examine(file: Path | bytes, size: int, resize: str) -> tuple[np.ndarray, str, Facts]:
+    """``decode``, a hash of the upright pixels before they are resized, and what is measured of them.
+
+    The hash is equal for equal images in different encodings (very large JPEGs: in the same encoding). It does not
+    depend on ``size`` or ``resize``.
+    """
+    image, header = read_rgb(file)
     digest = hashlib.blake2b(image.tobytes(), digest_size=16, salt=b"%dx%d" % image.size)
-    return squish(image, size), digest.hexdigest()
+    return fit_square(image, size, resize), digest.hexdigest(), Facts(*header, *measure(image))
 
 
-def squish(image: Image.Image, size: int) -> np.ndarray:
-    """RGB image of any shape -> uint8 (size, size, 3); the whole image is kept, its aspect is not."""
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+def fit_square(image: Image.Image, size: int, resize: str) -> np.ndarray:
+    """RGB image of any shape -> uint8 (size, size, 3), antialiased.
+
+    squish keeps the whole image and not its shape; crop keeps the shape and the middle; pad keeps both, on grey.
+    """
+    box = None
+    if resize == "crop":
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+    elif resize == "pad":
+        scale = size / max(image.size)
+        inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        square = Image.new("RGB", (size, size), PAD_COLOUR)
+        square.paste(image.resize(inner, Image.Resampling.BICUBIC), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        return np.asarray(square)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """The image upright, in RGB, at its own size.
+def read_rgb(file: Path | bytes) -> tuple[Image.Image, Header]:
+    """The image upright, in RGB, and what its file says of it. JPEGs come at their own size, or at a half, quarter
+    or eighth of it where the short side keeps ``LARGE_JPEG`` pixels: that costs a quarter of the time.
 
     Raises:
         DecodeError: the file cannot be read as an image, and why.
     """
     try:
-        with open(path, "rb") as file, quiet_pillow:
-            head = file.read(512)
-            file.seek(0)
-            try:
-                with Image.open(file, formats=formats()) as image:
-                    return upright_rgb(image)
-            except DecodeError:
-                raise
-            except Exception as error:  # decoders raise whatever they trip over, not only OSError
-                raise DecodeError(explain(head, error)) from error
+        content = file if isinstance(file, bytes) else file.read_bytes()
     except OSError as error:
         raise DecodeError((error.strerror or str(error)).lower()) from error
+    with quiet_pillow:
+        try:
+            with Image.open(io.BytesIO(content), formats=formats()) as image:
+                return upright_rgb(image)
+        except DecodeError:
+            raise
+        except Exception as error:  # decoders raise whatever they trip over, not only OSError
+            raise DecodeError(explain(content[:512], error)) from error
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> tuple[Image.Image, Header]:
     """Decode all pixels of an opened image and bring them to upright RGB."""
     if image.width * image.height > PIXEL_LIMIT:
         raise DecodeError(f"too large: {image.width} x {image.height} pixels, over {PIXEL_LIMIT // 10**6} megapixels")
+    mode, size, animated = image.mode, image.size, is_animated(image)
+    image.draft(None, (LARGE_JPEG, LARGE_JPEG))  # JPEG only; never below this size
     image.load()  # in full: only this finds a truncated file
-    turn = TURNS.get(orientation(image))
+    turned = orientation(image)
+    header = Header(image.format or "", mode, *size, turned, image.has_transparency_data, animated)
     if image.mode.startswith(("I", "F")):
         image = to_eight_bits(image)
-    if image.has_transparency_data:
+    if header.alpha:
         colours = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
     image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
+    return image if turned not in TURNS else image.transpose(TURNS[turned]), header
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Whether there are more frames; the second image of a phone's JPEG (MPO) is no animation."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second frame is no reason to lose the first
+        return False
 
 
 def orientation(image: Image.Image) -> int:

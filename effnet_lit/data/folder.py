@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from effnet_lit.config import FEWEST_IMAGES, UserError
@@ -41,6 +41,29 @@ class Index:
     labels: tuple[int, ...]
     splits: tuple[str | None, ...]
     ignored: tuple[tuple[str, str], ...]
+    groups: tuple[str | None, ...] = ()  # what keeps images on one side of a split; empty, or one a path
+
+    def read(self, i: int) -> bytes:
+        """The content of one file; OSError passes through."""
+        return (self.root / self.paths[i]).read_bytes()
+
+    def state(self, i: int) -> tuple[int, int]:
+        """(bytes, mtime_ns) of one file, (-1, -1) if it vanished."""
+        try:
+            status = os.stat(f"{self.root}/{self.paths[i]}")
+        except OSError:
+            return -1, -1
+        return status.st_size, status.st_mtime_ns
+
+    def select(self, chosen: Sequence[int]) -> Index:
+        """The index with these images only."""
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in chosen),
+            labels=tuple(self.labels[i] for i in chosen),
+            splits=tuple(self.splits[i] for i in chosen),
+            groups=tuple(self.groups[i] for i in chosen) if self.groups else (),
+        )
 
 
 def read_folder(root: Path) -> Index:

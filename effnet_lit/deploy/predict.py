@@ -56,11 +56,11 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
 def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Prediction]:
     """Yield one prediction a path, in order; a file that cannot be read gets its reason and the rest go on."""
-    size = classifier.header.eval_size
+    size, resize = classifier.header.eval_size, classifier.header.resize
 
     def read(path: Path) -> np.ndarray | str:
         try:
-            return decode(path, size)
+            return decode(path, size, resize)
         except DecodeError as error:
             return str(error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 
 from effnet_lit.config import UserError
-from effnet_lit.data.decode import DecodeError, decode
+from effnet_lit.data.cache import decode_or_reason, in_order
 from effnet_lit.data.folder import Index, read_folder
+from effnet_lit.data.prepare import cores
 from effnet_lit.evaluation.metrics import measure, predict_probabilities
 from effnet_lit.model.modelfile import ImageClassifier
 
@@ -32,7 +32,9 @@ def evaluate_folder(classifier: ImageClassifier, folder: Path) -> dict[str, Any]
         )
     chosen, notes = measured_part(index)
     images, labels = [], []
-    for i, image in zip(chosen, decode_all(index, chosen, classifier.header.eval_size), strict=True):
+    for i, image in zip(
+        chosen, decode_all(index, chosen, classifier.header.eval_size, classifier.header.resize), strict=True
+    ):
         if isinstance(image, str):
             notes.append(f"left out: {index.paths[i]} ({image})")
         else:
@@ -60,14 +62,6 @@ def measured_part(index: Index) -> tuple[list[int], list[str]]:
     return list(range(len(index.paths))), []
 
 
-def decode_all(index: Index, chosen: list[int], size: int) -> list[np.ndarray | str]:
+def decode_all(index: Index, chosen: list[int], size: int, resize: str) -> list[np.ndarray | str]:
     """Each image as uint8 (size, size, 3), or the reason why not."""
-
-    def read(i: int) -> np.ndarray | str:
-        try:
-            return decode(index.root / index.paths[i], size)
-        except DecodeError as error:
-            return str(error)
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(read, chosen))
+    return list(in_order(lambda i: decode_or_reason(index, i, size, resize), chosen, cores()))

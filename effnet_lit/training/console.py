@@ -20,7 +20,13 @@ def introduce(config: Config, hardware: Hardware, data: PreparedData, network: n
     source = config.data.dir or "embedded digits"
     size = sum(parameter.numel() for parameter in network.parameters())
     console.print(f"Data     {source}: {len(data.labels):,} images, {len(data.class_names)} classes ({parts})")
-    console.print(f"Cache    {data.cache_bytes / 1e9:.3f} GB of decoded images in {data.cache_dir}")
+    where = {
+        "disk": "",
+        "device": ", copied to the GPU",
+        "ram": ", images in memory",
+        "off": ", images decoded each epoch",
+    }
+    console.print(f"Cache    {data.cache_bytes / 1e9:.3f} GB in {data.cache_dir}{where[data.cache]}")
     for note in data.notes:
         console.print(f"         {note}")
     console.print(f"Model    {config.model.name}, {size / 1e6:.2f} M parameters, {network.weights_description}")
@@ -52,6 +58,8 @@ def conclude(result: Result, console: Console) -> None:
         f"{result.baseline_accuracy:.1%}), after {time_text(result.seconds)}.",
         style="bold",
     )
+    advice = "; data.cache=disk or more data.workers shorten that" if result.data_wait >= 0.03 else ""
+    console.print(f"Waiting  {result.data_wait:.1%} of the training time was spent waiting for images{advice}.")
     console.print(f"Open     {folder}/confusion_matrix.png and learning_curves.png; all figures: {folder}/result.json")
     console.print(f"Model    {folder}/model.safetensors ({result.model_path.stat().st_size / 1e6:.1f} MB)")
     console.print(f"Next     effnet predict {folder} IMAGE ...")

@@ -24,6 +24,7 @@ from rich.progress import (
 from torch import nn
 
 from effnet_lit.config import Config, UserError, check, from_dict, to_dict
+from effnet_lit.data.balance import class_weights
 from effnet_lit.data.datamodule import ClassFolderDataModule
 from effnet_lit.data.prepare import PreparedData, prepare
 from effnet_lit.model.checkpointing import set_gradient_checkpointing
@@ -36,7 +37,8 @@ from effnet_lit.training.checkpoint import (
     checkpoint_to_resume,
 )
 from effnet_lit.training.console import conclude, introduce
-from effnet_lit.training.hardware import resolve_hardware
+from effnet_lit.training.data_wait import DataWait
+from effnet_lit.training.hardware import choose_workers, resolve_hardware
 from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_loggers
 from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
@@ -66,7 +68,9 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     hardware = resolve_hardware(config)
-    data = prepare_with_progress(config, console)
+    data = prepare_with_progress(config, console, hardware.free_memory)
+    config.data.cache = data.cache
+    config.data.workers = choose_workers(config.data.workers, hardware.accelerator, data.cache)
     network = build_network(config, len(data.class_names))
     introduce(config, hardware, data, network, console)
     checkpoint = checkpoint_to_resume(run_dir, data) if config.resume else None
@@ -76,14 +80,15 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     training_started = time.perf_counter()
     train(trainer, module, datamodule, checkpoint, run_dir)
     trained = time.perf_counter() - training_started
+    (waiting,) = (callback for callback in trainer.callbacks if isinstance(callback, DataWait))  # type: ignore[attr-defined]
     classifier = ImageClassifier(module.network, header(config, data, network)).to(trainer.strategy.root_device).eval()
     seconds = {"training": trained, "total": time.perf_counter() - started}
-    result = finish(config, data, classifier, run_dir, hardware, seconds)
+    result = finish(config, data, classifier, run_dir, hardware, seconds, waiting.share)
     conclude(result, console)
     return result
 
 
-def prepare_with_progress(config: Config, console: Console) -> PreparedData:
+def prepare_with_progress(config: Config, console: Console, device_memory: int) -> PreparedData:
     """``prepare``, with a bar while images are decoded for the first time."""
     columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     assert isinstance(config.data.eval_size, int)
@@ -95,6 +100,7 @@ def prepare_with_progress(config: Config, console: Console) -> PreparedData:
             config.limits == "on",
             config.data.eval_size,
             lambda done, total: bar.update(task, completed=done, total=total),
+            device_memory,
         )
 
 
@@ -121,11 +127,14 @@ def build_training(
 ) -> tuple[Classifier, ClassFolderDataModule, lightning.Trainer]:
     """Module, data and Trainer of a run."""
     assert isinstance(config.data.workers, int)
-    datamodule = ClassFolderDataModule(data, config.batch_size, config.seed, config.data.workers)
+    balance = config.data.balance
+    datamodule = ClassFolderDataModule(data, config.batch_size, config.seed, config.data.workers, balance)
     check_trainer_numbers(config)
     total = total_steps(config, datamodule.batches_per_epoch)
-    module = Classifier(network, len(data.class_names), config, total)
-    callbacks: list[Callback] = [RunProgress(console, total, config.epochs)]
+    classes = len(data.class_names)
+    weights = class_weights(data.labels[data.part("train")], classes) if balance == "loss" else None
+    module = Classifier(network, classes, config, total, weights)
+    callbacks: list[Callback] = [DataWait(), RunProgress(console, total, config.epochs)]
     if config.training.averaging_fraction:
         span = max(1.0, total * config.training.averaging_fraction)
         callbacks.append(EMAWeightAveraging(decay=1 - 1 / span))

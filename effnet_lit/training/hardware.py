@@ -12,17 +12,17 @@ from effnet_lit.data.prepare import cores
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device a run uses; ``memory`` is the GPU's in bytes, 0 where there is none."""
+    """The device a run uses; ``memory`` is the GPU's in bytes, and what is free of it, 0 where there is none."""
 
     accelerator: str
     precision: str
-    workers: int
     name: str
     memory: int
+    free_memory: int
 
 
 def resolve_hardware(config: Config) -> Hardware:
-    """Choose device, precision and workers, and store what they became in ``config``.
+    """Choose device and precision, and store what they became in ``config``.
 
     Raises:
         UserError: the accelerator asked for is not there, or several devices are asked for.
@@ -34,18 +34,23 @@ def resolve_hardware(config: Config) -> Hardware:
     precision = config.trainer["precision"]
     if precision == "auto":
         precision = choose_precision(accelerator)
-    workers = config.data.workers
-    if isinstance(workers, str):
-        # On a CPU the training itself needs every core; a GPU needs its batches gathered beside it.
-        workers = 0 if accelerator == "cpu" else max(1, min(8, cores() - 1))
     config.trainer.update(accelerator=accelerator, precision=precision)
-    config.data.workers = workers
     cuda = accelerator == "gpu"
     name = (
         torch.cuda.get_device_name(0) if cuda else f"{'Apple GPU' if accelerator == 'mps' else 'CPU'}, {cores()} cores"
     )
-    memory = torch.cuda.get_device_properties(0).total_memory if cuda else 0
-    return Hardware(accelerator, str(precision), workers, name, memory)
+    free, memory = torch.cuda.mem_get_info(0) if cuda else (0, 0)
+    return Hardware(accelerator, str(precision), name, memory, free)
+
+
+def choose_workers(asked: int | str, accelerator: str, cache: str) -> int:
+    """Loader processes: none where only numbers travel or where a CPU needs every core for the training itself; a GPU
+    needs its batches gathered beside it, and images that are decoded in every epoch need hands everywhere."""
+    if not isinstance(asked, str):
+        return asked
+    if cache == "device" or (accelerator == "cpu" and cache != "off"):
+        return 0
+    return max(1, min(8, cores() - 1))
 
 
 def choose_accelerator(asked: str) -> str:

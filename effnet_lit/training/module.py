@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import lightning
@@ -12,27 +13,39 @@ from torch.nn import functional
 from torchmetrics import Accuracy, F1Score, MeanMetric
 
 from effnet_lit.config import Config, to_dict
-from effnet_lit.data.augment import augment, random_numbers
+from effnet_lit.data.augment import augment
+from effnet_lit.data.mixing import mix, mixed_loss
 from effnet_lit.training.optim import build_optimizer, build_schedule
 
 
 class Classifier(lightning.LightningModule):
     """Trains any image network that maps (N, 3, H, W) to (N, classes).
 
-    Training batches carry uint8 images, labels and positions in the epoch; the position, the epoch and the seed
-    decide each sample's augmentation, so neither the number of workers nor an interruption changes a run.
+    Training batches carry uint8 images, labels and each sample's random numbers, which depend on seed, epoch and
+    position alone, so neither the number of workers nor an interruption changes a run.
     """
 
     mean: Tensor
     std: Tensor
+    class_weights: Tensor | None
 
-    def __init__(self, network: nn.Module, classes: int, config: Config, total_steps: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: int,
+        config: Config,
+        total_steps: int,
+        class_weights: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         self.config = config
         self.total_steps = total_steps
         self.register_buffer("mean", torch.tensor(config.data.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.data.std).view(1, 3, 1, 1), persistent=False)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.augment_seconds = 0.0  # on a CPU: part of the time that a step waits for data
         self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must be seen
         self.train_accuracy = Accuracy(task="multiclass", num_classes=classes)
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -48,17 +61,20 @@ class Classifier(lightning.LightningModule):
         """uint8 (N, S, S, 3) -> training images in 0-1, (N, 3, T, T)."""
         data = self.config.data
         assert isinstance(data.image_size, int)
-        images = batch["images"]
-        numbers = random_numbers(self.config.seed, self.current_epoch, int(batch["positions"][0]), len(images))
-        flip = data.horizontal_flip == "on"
-        return augment(images, torch.from_numpy(numbers), self.config.augmentation, data.image_size, flip)
+        flip, turn = data.horizontal_flip == "on", data.rotation == "on"
+        started = time.perf_counter()
+        pixels = augment(batch["images"], batch["random"], self.config.augmentation, data.image_size, flip, turn)
+        self.augment_seconds += time.perf_counter() - started
+        return pixels
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.seed_step()
-        logits = self.network(self.normalise(self.augment(batch))).float()
-        loss = functional.cross_entropy(logits, batch["labels"], label_smoothing=self.config.training.label_smoothing)
+        data, labels = self.config.data, batch["labels"]
+        pixels, partner, share = mix(self.augment(batch), batch["random"], data.mixup, data.cutmix)
+        logits = self.network(self.normalise(pixels)).float()
+        loss = mixed_loss(logits, labels, partner, share, self.config.training.label_smoothing, self.class_weights)
         self.train_loss.update(loss.detach())
-        self.train_accuracy.update(logits.detach(), batch["labels"])
+        self.train_accuracy.update(logits.detach(), labels)
         figures = {"train/loss": self.train_loss, "train/accuracy": self.train_accuracy}
         self.log_dict(figures, on_step=False, on_epoch=True)
         return loss

@@ -7,21 +7,24 @@ import json
 import os
 import platform
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
 
 from effnet_lit import __version__
 from effnet_lit.config import Config, UserError, to_dict
-from effnet_lit.data.audit import write_audit
-from effnet_lit.data.decode import RESIZE_RULE
-from effnet_lit.data.prepare import PreparedData
+from effnet_lit.data.audit import Item, suspected_labels, write_audit
+from effnet_lit.data.audit_page import write_audit_page
+from effnet_lit.data.prepare import PreparedData, pictures
+from effnet_lit.data.split_file import write_split
+from effnet_lit.evaluation.labels import likely_wrong_labels
 from effnet_lit.evaluation.metrics import (
     baseline_accuracy,
     measure,
@@ -45,6 +48,7 @@ class Result:
     val_accuracy: float
     baseline_accuracy: float
     seconds: float
+    data_wait: float  # share of the training time in which a step waited for its data
 
 
 def unused(run_dir: Path) -> Path:
@@ -54,7 +58,7 @@ def unused(run_dir: Path) -> Path:
 
 
 def write_settings(run_dir: Path, config: Config, data: PreparedData) -> None:
-    """config.yaml (what every ``auto`` became) and audit.json; a resumed run keeps its own.
+    """config.yaml (what every ``auto`` became), split.csv and the audit; a resumed run keeps its own.
 
     Raises:
         UserError: the folder cannot be written, or another run has just taken it.
@@ -70,7 +74,15 @@ def write_settings(run_dir: Path, config: Config, data: PreparedData) -> None:
         raise UserError(f"{run_dir} has just been taken by another run; start this one again.") from error
     except OSError as error:
         raise UserError(f"{run_dir} cannot be written ({error.strerror}); start from another folder.") from error
-    write_audit(run_dir / "audit.json", data.audit | {"fingerprint": data.fingerprint})
+    names = [data.class_names[label] for label in data.labels]
+    write_split(run_dir / "split.csv", data.paths, names, data.splits.tolist())
+    write_audit_files(run_dir, data, data.audit | {"fingerprint": data.fingerprint})
+
+
+def write_audit_files(folder: Path, data: PreparedData, content: dict[str, Any]) -> None:
+    """audit.json, and audit.html with thumbnails of the decoded images."""
+    write_audit(folder / "audit.json", content)
+    write_audit_page(folder / "audit.html", content, pictures(data))
 
 
 def header(config: Config, data: PreparedData, network: nn.Module) -> Header:
@@ -82,7 +94,7 @@ def header(config: Config, data: PreparedData, network: nn.Module) -> Header:
         class_names=list(data.class_names),
         image_size=config.data.image_size,
         eval_size=config.data.eval_size,
-        resize=RESIZE_RULE,
+        resize=config.data.resize,
         mean=list(config.data.mean),
         std=list(config.data.std),
         calibration={"temperature": 1.0},
@@ -106,6 +118,7 @@ def finish(
     run_dir: Path,
     hardware: Hardware,
     seconds: dict[str, float],
+    data_wait: float,
 ) -> Result:
     """Measure on val and test, then write model file, result.json, predictions and plots."""
     names = data.class_names
@@ -123,6 +136,7 @@ def finish(
         figures["val"]["accuracy"],
         baseline_accuracy(labels["train"], labels["test"]),
         seconds["total"],
+        data_wait,
     )
     write_json(
         run_dir / "result.json",
@@ -132,6 +146,7 @@ def finish(
             "baseline_accuracy": result.baseline_accuracy,
             "seconds": result.seconds,
             "seconds_training": seconds["training"],
+            "data_wait_share": data_wait,
             "images": {part: len(values) for part, values in labels.items()},
             "class_names": list(names),
             "parameters": sum(parameter.numel() for parameter in classifier.network.parameters()),
@@ -146,10 +161,28 @@ def finish(
             "versions": versions(),
         },
     )
+    add_suspected_labels(run_dir, data, probabilities)
     write_predictions(run_dir / "test_predictions.csv", data, probabilities["test"])
     plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
     plot_confusion_matrix(result.test["confusion_matrix"], names, run_dir / "confusion_matrix.png")
     return result
+
+
+def add_suspected_labels(run_dir: Path, data: PreparedData, probabilities: dict[str, Tensor]) -> None:
+    """Tell in the audit which held-out images probably carry a wrong label."""
+    held_out = np.concatenate([data.part(part) for part in probabilities])
+    predicted = np.concatenate([values.numpy() for values in probabilities.values()])
+    suspected = likely_wrong_labels(predicted, data.labels[held_out])
+    if len(suspected) == 0:
+        return
+    names = data.class_names
+    items = [
+        Item([data.paths[held_out[i]]], f"{names[data.labels[held_out[i]]]}, looks like {names[predicted[i].argmax()]}")
+        for i in suspected
+    ]
+    content = json.loads((run_dir / "audit.json").read_text(encoding="utf-8"))
+    content["findings"].append(asdict(suspected_labels(items)))
+    write_audit_files(run_dir, data, content)
 
 
 def predict_part(classifier: ImageClassifier, data: PreparedData, part: str) -> Tensor:

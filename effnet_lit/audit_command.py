@@ -1,0 +1,104 @@
+"""`effnet audit`: the audit of a run, without the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from effnet_lit.composition import compose
+from effnet_lit.config import Config, UserError
+from effnet_lit.data.audit import write_audit
+from effnet_lit.data.audit_page import write_audit_page
+from effnet_lit.data.augment_sheet import write_augment_sheet
+from effnet_lit.data.prepare import PreparedData, pictures, prepare
+
+COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+WORST_SHOWN = 2
+SHEET_ROWS = 8
+
+
+def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet: bool) -> None:
+    """Audit a folder as a run with these settings would, print the summary, write audit.json and audit.html.
+
+    Raises:
+        UserError: the folder cannot be used, or the findings cannot be written.
+    """
+    out = out or Path("audits") / folder.resolve().name
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out} would lie among the images; start from another folder, or give one with --out.")
+    config = compose(f"data.dir={quoted(folder)}", *settings, "limits=off")
+    console = Console(highlight=False, soft_wrap=False, markup=False)
+    data = prepare_shown(config, console)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_audit(out / "audit.json", data.audit)
+        write_audit_page(out / "audit.html", data.audit, pictures(data))
+        if sheet:
+            draw_sheet(out / "augmentation.png", config, data)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); give another folder with --out.") from error
+    summarise(data.audit, console)
+    console.print(f"Open     {out / 'audit.html'}{' and augmentation.png' if sheet else ''}", soft_wrap=True)
+    console.print(f"Next     python train.py data.dir={folder}", soft_wrap=True)
+
+
+def quoted(path: Path) -> str:
+    """A path as Hydra reads it back unchanged."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def prepare_shown(config: Config, console: Console) -> PreparedData:
+    """``prepare``, with a bar while images are decoded for the first time."""
+    columns = (TextColumn("looking at images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    assert isinstance(config.data.eval_size, int)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        update: Any = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        return prepare(config.data, config.seed, False, config.data.eval_size, update)
+
+
+def summarise(audit: dict[str, Any], console: Console) -> None:
+    """The findings as a table, each with its worst few files and what to do."""
+    images = audit["images"]
+    console.print(f"{images['found']:,} images in {len(audit['classes'])} classes, {images['used']:,} can be used.")
+    if not audit["findings"]:
+        console.print("Nothing to do.")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for column in ("", "found", "of", "worst", "what to do"):
+        table.add_column(column, justify="right" if column == "of" else "left", overflow="fold")
+    for finding in audit["findings"]:
+        worst = "\n".join(worst_line(item) for item in finding["items"][:WORST_SHOWN])
+        row = (finding["severity"], finding["title"], f"{finding['count']:,}", worst, finding["next"])
+        table.add_row(*row, style=COLOURS[finding["severity"]] if finding["severity"] != "note" else None)
+    console.print(table)
+
+
+def worst_line(item: dict[str, Any]) -> str:
+    """One case of a finding."""
+    paths = " = ".join(item["paths"][:2])
+    return f"{paths} ({item['detail']})" if paths else item["detail"]
+
+
+def draw_sheet(path: Path, config: Config, data: PreparedData) -> None:
+    """Images of as many classes as fit, before and after augmentation."""
+    assert isinstance(config.data.image_size, int)
+    train = data.part("train")
+    _, first = np.unique(data.labels[train], return_index=True)
+    chosen = train[first[np.linspace(0, len(first) - 1, min(SHEET_ROWS, len(first))).astype(int)]]
+    write_augment_sheet(
+        path,
+        data.images[data.rows[chosen]],
+        [data.paths[i] for i in chosen],
+        config.augmentation,
+        config.data.image_size,
+        config.data.horizontal_flip == "on",
+        config.data.rotation == "on",
+        config.seed,
+    )

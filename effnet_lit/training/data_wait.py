@@ -1,0 +1,47 @@
+"""How much of the training time a step waits for its data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from effnet_lit.training.module import Classifier
+
+
+class DataWait(Callback):
+    """Clocks the time from the end of a step to the moment the next one has its batch, validation aside. On a CPU
+    augmentation counts as well, since it takes the cores that training needs."""
+
+    def __init__(self) -> None:
+        self.waited = self.trained = self.mark = 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the training time, 0-1."""
+        return self.waited / self.trained if self.trained else 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.mark = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, Classifier)
+        pl_module.augment_seconds = 0.0
+        self.count(waiting=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Classifier)
+        self.count(waiting=False)
+        if pl_module.device.type == "cpu":
+            self.waited += pl_module.augment_seconds
+
+    def count(self, waiting: bool) -> None:
+        """Add the time since the last mark."""
+        now = time.perf_counter()
+        self.trained += now - self.mark
+        self.waited += (now - self.mark) * waiting
+        self.mark = now
