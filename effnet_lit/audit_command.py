@@ -71,18 +71,20 @@ def summarise(audit: dict[str, Any], console: Console) -> None:
         console.print("Nothing to do.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for column in ("", "found", "of", "worst", "what to do"):
-        table.add_column(column, justify="right" if column == "of" else "left", overflow="fold")
+    for column in ("", "found", "images", "worst", "what to do"):
+        table.add_column(column, justify="right" if column == "images" else "left", overflow="fold")
     for finding in audit["findings"]:
-        worst = "\n".join(worst_line(item) for item in finding["items"][:WORST_SHOWN])
-        row = (finding["severity"], finding["title"], f"{finding['count']:,}", worst, finding["next"])
+        alike = " ~ " if finding["kind"].startswith("near_") else " = "
+        worst = "\n".join(worst_line(item, alike) for item in finding["items"][:WORST_SHOWN])
+        count = f"{finding['count']:,}" if finding["items"] else ""
+        row = (finding["severity"], finding["title"], count, worst, finding["next"])
         table.add_row(*row, style=COLOURS[finding["severity"]] if finding["severity"] != "note" else None)
     console.print(table)
 
 
-def worst_line(item: dict[str, Any]) -> str:
+def worst_line(item: dict[str, Any], alike: str) -> str:
     """One case of a finding."""
-    paths = " = ".join(item["paths"][:2])
+    paths = alike.join(item["paths"][:2])
     return f"{paths} ({item['detail']})" if paths else item["detail"]
 
 

@@ -66,10 +66,12 @@ def augment(
     Strength "none" is the whole image resized, without randomness.
     """
     with torch.autocast(images.device.type, enabled=False):  # or the colours would have eight bits
+        on_cpu = images.device.type == "cpu"
         if strength == "none":
-            return resize(images.permute(0, 3, 1, 2).float(), image_size).div_(255)
+            pixels = images.permute(0, 3, 1, 2)
+            return resize(pixels if on_cpu else pixels.float(), image_size) / 255
         ranges = STRENGTHS[strength] if rotation else replace(STRENGTHS[strength], rotation=0)
-        vary = vary_each if images.device.type == "cpu" else vary_batch
+        vary = vary_each if on_cpu else vary_batch
         return vary(images, numbers.to(images.device), ranges, image_size, horizontal_flip)
 
 
@@ -89,19 +91,22 @@ def vary_each(images: Tensor, numbers: Tensor, ranges: Strength, size: int, hori
     """``augment`` for a CPU: every image by itself, which also makes it independent of its batch to the last bit."""
     u = numbers.double()  # rounded to float32 later: how many are computed at once cannot be seen
     sampled = (turned if ranges.rotation else cropped)(images, crop_theta(u, ranges, horizontal_flip), size)
-    matrix, shift = (x.float().div(255).unbind() for x in colour_matrix(*colour_factors(u, ranges)))
-    rows, columns = (x.unbind() for x in erased(u, ranges, size))
-    varied = torch.empty(len(images), size * size, 3)
+    matrix, shift = (x.float().div(255) for x in colour_matrix(*colour_factors(u, ranges)))
+    matrix, shift = matrix.mT.unbind(), shift.unbind()
+    hit = (u[:, ERASING] < ranges.erasing).tolist()
+    rows, columns = erased(u, ranges, size) if any(hit) else ([], [])
+    with torch.inference_mode(False):  # a mode that threads do not take over
+        varied = torch.empty(len(images), size * size, 3)
     targets = varied.unbind()
 
     def vary(i: int) -> None:
         pixels = sampled(i)  # (T * T, 3) in 0-255
         if ranges.colour:
             offset = pixels.mean(0).dot(shift[i])
-            torch.mm(pixels, matrix[i].t(), out=targets[i]).add_(offset).clamp_(0, 1)
+            torch.mm(pixels, matrix[i], out=targets[i]).add_(offset).clamp_(0, 1)
         else:
             torch.div(pixels, 255, out=targets[i])
-        if rows[i].any():
+        if hit[i]:
             targets[i].masked_fill_((rows[i].unsqueeze(1) & columns[i]).view(-1, 1), 0.5)
 
     in_threads(vary, len(images), 3 * size * size)
@@ -130,9 +135,9 @@ def turned(images: Tensor, theta: Tensor, size: int) -> Callable[[int], Tensor]:
     """What ``sample`` makes of image i: float (size * size, 3) in 0-255."""
     x, y, centre = torch.view_as_complex(theta.transpose(1, 2).contiguous()).unsqueeze(2).unbind(1)  # (N, 1) each
     steps = (2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1  # pixel centres
-    along_x = (x * steps).cfloat().view(-1, 1, 1, size).unbind()
-    along_y = (y * steps + centre).cfloat().view(-1, 1, size, 1).unbind()
-    pixels = images.permute(0, 3, 1, 2).unsqueeze(1).unbind()  # N x (1, 3, S, S)
+    along_x = (x * steps).to(torch.complex64).view(-1, 1, 1, size).unbind()
+    along_y = (y * steps + centre).to(torch.complex64).view(-1, 1, size, 1).unbind()
+    pixels = images.permute(0, 3, 1, 2).split(1)  # N x (1, 3, S, S)
 
     def sampled(i: int) -> Tensor:
         grid = torch.view_as_real(along_x[i] + along_y[i])  # (1, T, T, 2)
@@ -147,7 +152,7 @@ def cropped(images: Tensor, theta: Tensor, size: int) -> Callable[[int], Tensor]
     corners = torch.stack([theta[:, :, 2] - reach, theta[:, :, 2] + reach], 1)  # (N, 2, 2) in -1 to 1
     corners = ((corners + 1) * images.shape[1] / 2).round().int().tolist()
     mirrored = (theta[:, 0, 0] < 0).tolist()
-    pixels = images.permute(0, 3, 1, 2).unsqueeze(1).unbind()  # N x (1, 3, S, S)
+    pixels = images.permute(0, 3, 1, 2).split(1)  # N x (1, 3, S, S)
 
     def sampled(i: int) -> Tensor:
         (left, top), (right, bottom) = corners[i]

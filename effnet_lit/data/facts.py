@@ -1,6 +1,6 @@
 """What is measured of an image while it is decoded; the audit judges from these numbers alone.
 
-The figures come from a small grey copy whose size is always the same, so they depend neither on ``data.image_size``
+The figures come from small copies whose size is always the same, so they depend neither on ``data.image_size``
 nor on the size of the file.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-GREY_SIZE = 128  # of the copy that is measured
+GREY_SIZE, COLOUR_SIZE = 128, 32  # of the copies that are measured
 LOOK_SIZE = 8
 LOOK_MARGIN = 2  # of 255
 
@@ -54,14 +54,14 @@ def measure(image: Image.Image) -> tuple[float, float, float, float, int]:
 
     The Laplacian as a measure of focus: Pertuz et al. 2013, "Analysis of focus measure operators", LAP2.
     """
-    small = image.resize((GREY_SIZE, GREY_SIZE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    grey_image = small.convert("L")
+    grey_image = image.convert("L").resize((GREY_SIZE, GREY_SIZE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     grey = np.asarray(grey_image, np.float32)  # (128, 128)
     centre = grey[1:-1, 1:-1]
     across, down = grey[1:-1, :-2] + grey[1:-1, 2:], grey[:-2, 1:-1] + grey[2:, 1:-1]
     laplacian = np.abs(2 * centre - across) + np.abs(2 * centre - down)
     contrast = float(grey.std())
-    channels = np.asarray(small.resize((GREY_SIZE // 4, GREY_SIZE // 4), Image.Resampling.BOX), np.int16)  # (32, 32, 3)
+    tiny = image.resize((COLOUR_SIZE, COLOUR_SIZE), Image.Resampling.BOX, reducing_gap=2.0)
+    channels = np.asarray(tiny, np.int16)  # (32, 32, 3)
     colour = float((channels.max(2) - channels.min(2)).mean())
     figures = float(grey.mean()), contrast, float(laplacian.mean()) / max(contrast, 1.0), colour
     brightness, contrast, sharpness, colour = (round(figure, 3) for figure in figures)

@@ -40,7 +40,7 @@ def mix(pixels: Tensor, numbers: Tensor, mixup: float, cutmix: float) -> tuple[T
 
 
 def squares(place: Tensor, area: Tensor, size: int) -> Tensor:
-    """Mask (N, 1, size, size) of a square of at most ``area`` (N,) of the image, at ``place`` (N, 2) of its room."""
+    """Mask (N, 1, size, size) of a square of at most ``area`` (N,), a share, at ``place`` (N, 2) of the room left."""
     side = (area.sqrt() * size).floor().unsqueeze(1)  # (N, 1) pixels
     first = (place * (size - side + 1)).floor()  # (N, 2)
     steps = torch.arange(size, device=place.device)

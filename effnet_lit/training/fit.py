@@ -134,7 +134,7 @@ def build_training(
     classes = len(data.class_names)
     weights = class_weights(data.labels[data.part("train")], classes) if balance == "loss" else None
     module = Classifier(network, classes, config, total, weights)
-    callbacks: list[Callback] = [DataWait(), RunProgress(console, total, config.epochs)]
+    callbacks: list[Callback] = [RunProgress(console, total, config.epochs)]
     if config.training.averaging_fraction:
         span = max(1.0, total * config.training.averaging_fraction)
         callbacks.append(EMAWeightAveraging(decay=1 - 1 / span))
@@ -144,6 +144,7 @@ def build_training(
     loggers = build_loggers(config.log, run_dir)
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
+    callbacks.append(DataWait())  # after all that work at the end of a step
     callbacks.append(KeepLast(run_dir / "checkpoints"))
     return module, datamodule, build_trainer(config, run_dir, loggers, callbacks)
 
