@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from effnet_lit.config import UserError
-from effnet_lit.data.folder import check_size, read_folder
+from effnet_lit.data.folder import SPLIT_FOLDERS, check_size, read_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 links = pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
@@ -190,3 +194,38 @@ def test_fast_and_light(tmp_path: Path) -> None:
     script = "import sys, effnet_lit.data.folder; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+NAMES = (
+    st.text("abcXYZ 0é_-", min_size=1, max_size=6).map(str.strip).filter(lambda name: name and not name.startswith("."))
+)
+
+
+@given(
+    st.dictionaries(NAMES, st.integers(1, 4), min_size=2, max_size=5),
+    st.sampled_from([(), ("train", "test"), ("train", "val", "test")]),
+    st.randoms(),
+)
+@settings(deadline=None, max_examples=40)
+def test_labels_do_not_depend_on_the_order_of_files(
+    counts: dict[str, int], parts: tuple[str, ...], random: Random
+) -> None:
+    assume(len({name.lower() for name in counts}) == len(counts))
+    assume(not {name.lower() for name in counts} & SPLIT_FOLDERS.keys())
+    files = [
+        f"{part}{name}/{number}.png"
+        for part in ([f"{part}/" for part in parts] or [""])
+        for name, count in counts.items()
+        for number in range(count)
+    ]
+    random.shuffle(files)
+    with tempfile.TemporaryDirectory() as folder:
+        for path in files:
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).touch()
+        index = read_folder(Path(folder))
+    assert index.class_names == tuple(sorted(counts))
+    assert index.paths == tuple(sorted(files))
+    for path, label, split in zip(index.paths, index.labels, index.splits, strict=True):
+        assert index.class_names[label] == path.split("/")[-2]
+        assert split == (path.split("/")[0] if parts else None)

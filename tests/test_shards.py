@@ -89,7 +89,7 @@ def test_half_a_pack_does_not_read_as_a_whole(root: Path, tmp_path: Path) -> Non
 
 
 def test_without_the_library_it_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "webdataset", None)
+    monkeypatch.setitem(sys.modules, "webdataset.writer", None)
     with pytest.raises(UserError, match=r"pip install effnet_lit\[shards\]"):
         packed(read_images(root, None, None), tmp_path / "out")
     assert not (tmp_path / "out").exists()

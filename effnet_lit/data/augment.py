@@ -65,22 +65,22 @@ def augment(
 
     Strength "none" is the whole image resized, without randomness.
     """
-    with torch.autocast(images.device.type, enabled=False):  # or the colours would have eight bits
-        on_cpu = images.device.type == "cpu"
-        if strength == "none":
-            pixels = images.permute(0, 3, 1, 2)
-            return resize(pixels if on_cpu else pixels.float(), image_size) / 255
-        ranges = STRENGTHS[strength] if rotation else replace(STRENGTHS[strength], rotation=0)
-        vary = vary_each if on_cpu else vary_batch
-        return vary(images, numbers.to(images.device), ranges, image_size, horizontal_flip)
+    on_cpu = images.device.type == "cpu"
+    if strength == "none":
+        pixels = images.permute(0, 3, 1, 2)
+        return resize(pixels if on_cpu else pixels.float(), image_size) / 255
+    ranges = STRENGTHS[strength] if rotation else replace(STRENGTHS[strength], rotation=0)
+    vary = vary_each if on_cpu else vary_batch
+    return vary(images, numbers.to(images.device), ranges, image_size, horizontal_flip)
 
 
 def vary_batch(images: Tensor, numbers: Tensor, ranges: Strength, size: int, horizontal_flip: bool) -> Tensor:
     """``augment`` for an accelerator: one operation for the whole batch."""
     u = numbers.float()  # (N, NUMBERS)
     pixels = images.permute(0, 3, 1, 2).float()  # (N, 3, S, S) in 0-255, channels_last
-    pixels = sample(pixels, crop_theta(u, ranges, horizontal_flip), size).div_(255)
-    pixels = adjust_colour(pixels, *colour_factors(u, ranges)).clamp_(0, 1)
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round coordinates by up to half a pixel
+        pixels = sample(pixels, crop_theta(u, ranges, horizontal_flip), size).div_(255)
+        pixels = adjust_colour(pixels, *colour_factors(u, ranges)).clamp_(0, 1)
     if ranges.erasing:
         rows, columns = erased(u, ranges, size)
         pixels.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.5)
