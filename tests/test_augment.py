@@ -197,7 +197,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize("rotation", [True, False])
-@pytest.mark.parametrize("size", [48, 115])  # images below and above the size where threads are used; odd
+@pytest.mark.parametrize("size", [48, 211])  # images below and above the size where threads are used; odd
 @pytest.mark.parametrize("strength", ["none", *STRENGTHS])
 def test_a_sample_is_the_same_in_any_batch_and_on_any_threads(
     strength: str, size: int, rotation: bool, threads: Callable[[int], None]
@@ -219,11 +219,11 @@ def test_nothing_around_changes_a_sample(
     around: Callable[[], AbstractContextManager[None]], threads: Callable[[int], None]
 ) -> None:
     images, u, heavy = stored(3), numbers(0, 3), STRENGTHS["heavy"]
-    plain = [augment(images, u, "heavy", 115, True, True), vary_batch(images, u, heavy, 115, True)]
+    plain = [augment(images, u, "heavy", 211, True, True), vary_batch(images, u, heavy, 211, True)]
     for count in (1, 2):
         threads(count)
         with around():
-            pixels = [augment(images, u, "heavy", 115, True, True), vary_batch(images, u, heavy, 115, True)]
+            pixels = [augment(images, u, "heavy", 211, True, True), vary_batch(images, u, heavy, 211, True)]
         assert torch.equal(pixels[0], plain[0])
         assert torch.allclose(pixels[1], plain[1], atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -175,10 +176,10 @@ def test_sizes_that_cannot_be_trained_on(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too few to hold any out"):
         check_size(tiny, limits=False)
     one = read_folder(touch(tmp_path / "one", "a/1.jpg"))
-    with pytest.raises(UserError, match="only one class folder with images, 'a'; add others"):
+    with pytest.raises(UserError, match="images of only one class, 'a'; add images of others"):
         check_size(one, limits=False)
     wrapped = read_folder(touch(tmp_path / "wrapped", "inner/a/1.jpg", "inner/b/1.jpg"))
-    with pytest.raises(UserError, match=r"only one class folder .*give .*wrapped.inner"):
+    with pytest.raises(UserError, match=r"only one class, 'inner'; .*give .*wrapped.inner"):
         check_size(wrapped, limits=False)
 
 
@@ -186,12 +187,27 @@ def test_enough_for_the_card(tmp_path: Path) -> None:
     check_size(read_folder(touch(tmp_path, *(f"{c}/{i}.jpg" for c in "ab" for i in range(250)))), limits=True)
 
 
+def test_reading_one_file_and_choosing_some(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg")
+    (tmp_path / "b" / "1.jpg").write_bytes(b"content")
+    index = dataclasses.replace(read_folder(tmp_path), groups=("x", None, "y"))
+    chosen = index.select([2, 0])
+    assert (chosen.paths, chosen.labels, chosen.groups) == (("b/1.jpg", "a/1.jpg"), (1, 0), ("y", "x"))
+    assert (chosen.class_names, chosen.read(0), chosen.state(0)[0]) == (("a", "b"), b"content", 7)
+    assert chosen.state(0)[1] == (tmp_path / "b" / "1.jpg").stat().st_mtime_ns
+    (tmp_path / "b" / "1.jpg").unlink()
+    assert chosen.state(0) == (-1, -1)
+    with pytest.raises(FileNotFoundError):
+        chosen.read(0)
+
+
 def test_fast_and_light(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{c}/{i}.jpg" for c in range(10) for i in range(1000)))
     start = time.process_time()
     assert len(read_folder(tmp_path).paths) == 10_000
     assert time.process_time() - start < 0.5  # about 0.1
-    script = "import sys, effnet_lit.data.folder; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    heavy = "('torch', 'numpy', 'PIL', 'webdataset')"
+    script = f"import sys, effnet_lit.data.source; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

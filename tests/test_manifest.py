@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import images
@@ -9,7 +12,7 @@ import pytest
 
 from effnet_lit.composition import compose
 from effnet_lit.config import DataConfig, UserError
-from effnet_lit.data.folder import Index
+from effnet_lit.data.folder import Index, check_size
 from effnet_lit.data.prepare import prepare
 from effnet_lit.data.source import read_images
 
@@ -59,9 +62,46 @@ def test_absolute_paths_twice_the_same_line_and_quotes(root: Path) -> None:
     assert index.paths == ("a, b.png", "img/00.png", "img/01.png")
 
 
+def test_what_other_programs_write(root: Path) -> None:
+    windows = read(root, "path,label\nimg\\00.png,x\n.\\img\\01.png,y\n")
+    assert windows.paths == ("img/00.png", "img/01.png")
+    pandas = read(root, ",path,label\n0,img/00.png,x\n1,img/01.png,y\n2,img/01.png,y\n")
+    assert pandas.splits == (None, None)
+    excel = read(root, "\n;;\npath;label;\nimg/00.png; x ;\nimg/01.png;y\n")
+    assert excel.class_names == pandas.class_names == ("x", "y")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_absolute_paths_by_way_of_a_link(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    content = f"path,label\n{tmp_path / 'link'}/img/00.png,x\n{root}/img/01.png,y\n"
+    assert read(root, content).paths == ("img/00.png", "img/01.png")
+    assert read(tmp_path / "link", content).paths == ("img/00.png", "img/01.png")
+
+
+def test_files_with_another_extension_or_none(root: Path) -> None:
+    (root / "img" / "00.png").rename(root / "00")
+    index = read(root, "path,label\n00,x\nimg/01.png,y\n")
+    assert index.paths == ("00", "img/01.png")
+    assert index.read(0).startswith(b"\x89PNG")
+
+
 def test_whole_numbers_are_sorted_as_numbers(root: Path) -> None:
     rows = [f"img/{number:02}.png,{number % 12}" for number in range(30)]
     assert read(root, "\n".join(["path,label", *rows])).class_names == tuple(map(str, range(12)))
+
+
+def test_class_names_do_not_depend_on_the_process(root: Path) -> None:
+    (root / "labels.csv").write_text("path,label\n" + "\n".join(f"img/{i:02}.png,{'0' * i}1" for i in range(8)))
+    script = (
+        "import sys; from pathlib import Path; from effnet_lit.data.source import read_images; "
+        "root = Path(sys.argv[1]); print(read_images(root, root / 'labels.csv', None).class_names)"
+    )
+    seen = {
+        subprocess.check_output([sys.executable, "-c", script, root], env=os.environ | {"PYTHONHASHSEED": seed})
+        for seed in "123"
+    }
+    assert len(seen) == 1
 
 
 def test_splits_and_groups(root: Path) -> None:
@@ -69,8 +109,13 @@ def test_splits_and_groups(root: Path) -> None:
     index = read(root, "\n".join(["path,label,split,patient", *rows]), "patient")
     assert index.splits[:3] == ("train", "val", "test")
     assert index.groups[:7] == ("p0",) * 6 + ("p1",)
+    assert read(root, "\n".join(["path,label,split,Patient", *rows]), " patient").groups == index.groups
     by_path = read(root, "\n".join(["path,label", *lines()]), r"/(\d)")
     assert by_path.groups == tuple(str(number // 10) for number in range(30))
+    some = read(root, "\n".join(["path,label", *lines()]), r"/0(\d)|/[12]\d")
+    assert some.groups == (*map(str, range(10)), *[None] * 20)  # not all of the others together
+    some = read(root, "path,label,patient\nimg/00.png,x,\nimg/01.png,y,p1\n", "patient")
+    assert some.groups == (None, "p1")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +127,14 @@ def test_splits_and_groups(root: Path) -> None:
         ("path,kind of thing\nimg/00.png,cat\n", "no column 'label'"),
         ("path,label\nimg/00.png,\n", r"line 2: img/00\.png has no label"),
         ("path,label\nimg/00.png,cat\nimg/00.png,dog\n", "line 3: .* is 'dog' here and 'cat' above"),
-        ("path,label,split\nimg/00.png,cat,training\n", "has the split 'training'"),
+        ("path,label,split\nimg/00.png,cat,training\n", r"labels\.csv, line 2: .* has the split 'training'"),
+        (
+            "path,label,split\nimg/00.png,cat,train\nimg/00.png,cat,test\n",
+            "line 3: .* is 'test' here and 'train' above",
+        ),
+        ("path,label\nimg/00.png,cat, big\n", "line 2 has 3 values for 2 columns; put quotes"),
+        ("path,label\nimg/00.png,cat\nimg/31.png,dog\n", r"1 of 2 .* such as img/31\.png; put them back, or remove"),
+        ("path,label\nimg/00.png,cat\nimg/01.jpg,dog\n", r"such as img/01\.jpg; did you mean 01\.png\?"),
         ("path,label\n../img/00.png,cat\n", "line 2: '../img/00.png' is no file below"),
         (
             "path,label\nimg/00.png,cat\nimg/01,dog\n",
@@ -103,8 +155,19 @@ def test_a_file_that_is_no_text_is_one_sentence(root: Path) -> None:
         read_images(root, root / "nowhere.csv", None)
 
 
+def test_one_label_is_one_sentence(root: Path) -> None:
+    (root / "cat" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="images of only one class, 'dog'; add images of others"):
+        check_size(read(root, "path,label\nimg/00.png,dog\nimg/01.png,dog\n"), limits=False)
+
+
 @pytest.mark.parametrize(
-    ("group", "words"), [("(", "no regular expression"), ("patient", r"finds nothing in img/00\.png")]
+    ("group", "words"),
+    [
+        ("(", "no regular expression"),
+        ("patient", r"finds nothing in img/00\.png; give a pattern that fits every path, or a column of .*labels\.csv"),
+        (r"\d*", r"finds nothing in img/00\.png"),  # the empty text, at the start of every path
+    ],
 )
 def test_a_group_that_is_none_is_one_sentence(root: Path, group: str, words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
+import signal
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import images
@@ -55,6 +59,49 @@ def test_given_parts_survive(tmp_path: Path) -> None:
     assert packed(index, tmp_path / "out").splits == index.splits
 
 
+def test_files_of_a_manifest_need_no_image_extension(root: Path, tmp_path: Path) -> None:
+    for name in ("plain", "a.json", "v1.2/plain"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(root / "a" / "000.png", root / name)
+    (root / "labels.csv").write_text("path,label,patient\nplain,x,p1\na.json,y,\nv1.2/plain,y,p2\n")
+    index = read_images(root, root / "labels.csv", "patient")
+    shards = packed(index, tmp_path / "out")
+    assert (shards.paths, shards.labels, shards.groups) == (index.paths, index.labels, index.groups)
+    assert [shards.read(i) for i in range(3)] == [(root / "a" / "000.png").read_bytes()] * 3
+
+
+def test_a_person_can_open_them(root: Path, tmp_path: Path) -> None:
+    index = read_images(root, None, None)
+    shards = packed(index, tmp_path / "out")
+    read = 0
+    for name in shards.shards:
+        with tarfile.open(tmp_path / "out" / name) as file:
+            for key in sorted({own.partition(".")[0] for own in file.getnames()}):
+                facts = json.load(file.extractfile(f"{key}.json") or pytest.fail(key))
+                extension = facts["path"].rpartition(".")[2].lower()
+                image = file.extractfile(f"{key}.{extension}") or pytest.fail(key)
+                assert image.read() == (root / facts["path"]).read_bytes()
+                assert facts["path"].startswith(facts["label"] + "/")
+                read += 1
+    assert read == len(index.paths)
+
+
+@pytest.mark.parametrize("name", ["100%_done", "a:b", "100 %d"])
+def test_odd_names_of_the_target(root: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(packed(read_images(root, None, None), Path(name)).paths) == 27
+
+
+def test_shards_are_as_large_as_asked_for(root: Path, tmp_path: Path) -> None:
+    index = read_images(root, None, None)
+    for size in (1, 20_000, 10**9):
+        shards = packed(index, tmp_path / str(size), size)
+        sizes = [(tmp_path / str(size) / name).stat().st_size for name in shards.shards]
+        assert all(own >= size for own in sizes[:-1])
+        assert all(own < size + 30_000 for own in sizes)  # a tar file is written in blocks of 10 kB
+    assert len(shards.shards) == 1
+
+
 def test_a_run_on_shards_is_the_run_on_the_folder(root: Path, tmp_path: Path) -> None:
     packed(read_images(root, None, None), tmp_path / "out")
     prepared = [
@@ -79,13 +126,49 @@ def test_shards_may_lie_on_another_disk(root: Path, tmp_path: Path) -> None:
     assert read_shards(tmp_path / "out").read(len(index.paths) - 1) == index.read(len(index.paths) - 1)
 
 
+def test_a_shard_that_was_not_copied_to_its_end(root: Path, tmp_path: Path) -> None:
+    index = packed(read_images(root, None, None), tmp_path / "out")
+    shard = tmp_path / "out" / index.shards[1]
+    shard.write_bytes(shard.read_bytes()[:-10_240])
+    with pytest.raises(UserError, match=rf"{shard.name} has [\d,]+ bytes instead of [\d,]+; copy it again"):
+        read_shards(tmp_path / "out")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from effnet_lit.data.folder import read_folder
+from effnet_lit.data.shards import write_shards
+index = read_folder(Path(sys.argv[1]))
+write_shards(index, Path(sys.argv[2]), 20_000, lambda done, total: done == 25 and os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal there")
 def test_half_a_pack_does_not_read_as_a_whole(root: Path, tmp_path: Path) -> None:
-    packed(read_images(root, None, None), tmp_path / "out")
-    (tmp_path / "out" / INDEX).unlink()
-    with pytest.raises(UserError, match="run effnet pack again"):
+    killed = subprocess.run([sys.executable, "-c", KILLED, root, tmp_path / "out"], stderr=subprocess.PIPE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list((tmp_path / "out").glob("*.tar"))) > 1
+    with pytest.raises(UserError, match=r"packing was not finished.*run effnet pack again, into a new folder"):
         read_images(tmp_path / "out", None, None)
     with pytest.raises(UserError, match="is not empty"):
         packed(read_images(root, None, None), tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"format": "of another program"}'])
+def test_an_index_that_is_none_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(UserError, match=f"without a readable {INDEX}"):
+        read_images(tmp_path, None, None)
+
+
+def test_an_image_that_vanished_is_named(root: Path, tmp_path: Path) -> None:
+    index = read_images(root, None, None)
+    (root / "b" / "005.png").unlink()
+    with pytest.raises(UserError, match=r"005\.png cannot be read \(No such file"):
+        packed(index, tmp_path / "out")
+    with pytest.raises(UserError, match="is a file; give a new folder"):
+        packed(index, root / "notes.txt")
 
 
 def test_without_the_library_it_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

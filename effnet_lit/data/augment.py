@@ -45,7 +45,7 @@ CROP, ASPECT, X, Y, ROTATION, FLIP, BRIGHTNESS, CONTRAST, SATURATION, ERASING, E
 ERASED_X, ERASED_Y = 12, 13
 NUMBERS = 16
 
-TORCH_GRAIN = 32768  # elements from which on torch splits an operation among threads
+THREADS_PAY = 2**17  # values in an image (209 x 209) from which on handing it to a thread costs little
 GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
@@ -114,19 +114,19 @@ def vary_each(images: Tensor, numbers: Tensor, ranges: Strength, size: int, hori
 
 
 def in_threads(task: Callable[[int], None], count: int, elements: int) -> None:
-    """Call task(0) to task(count - 1) on as many threads as torch would use for operations on so many elements.
+    """Call task(0) to task(count - 1), tasks on many ``elements`` on as many threads as torch would use.
 
-    Each of the operations then runs on one thread: images need not wait for each other, operations would have to.
+    Each of their operations runs on one thread: images need not wait for each other, parts of an operation would.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or elements < TORCH_GRAIN:
-        for i in range(count):
-            task(i)
-        return
-    torch.set_num_threads(1)  # for the new threads, too
+    torch.set_num_threads(1)  # also those started below
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(task, range(count)))
+        if threads == 1 or elements < THREADS_PAY:
+            for i in range(count):
+                task(i)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(task, range(count)))
     finally:
         torch.set_num_threads(threads)
 

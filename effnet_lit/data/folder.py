@@ -98,8 +98,9 @@ def check_size(index: Index, limits: bool) -> None:
     if len(index.class_names) < 2:
         (name,) = set(index.class_names)
         inner = sorted({path.split("/")[1] for path in index.paths if path.count("/") > 1})
-        hint = f"if the classes are inside it, give {index.root / name}" if len(inner) > 1 else f"add others: {LAYOUT}"
-        raise UserError(f"{index.root} has only one class folder with images, '{name}'; {hint}.")
+        wrapped = len(inner) > 1 and (index.root / name).is_dir()
+        hint = f"if the classes are inside it, give {index.root / name}" if wrapped else "add images of others"
+        raise UserError(f"{index.root} has images of only one class, '{name}'; {hint}.")
     count = len(index.paths)
     if limits and count < FEWEST_IMAGES:
         raise UserError(

@@ -4,15 +4,15 @@
     img/0001.jpg,cat,train,17
 
 ``path`` and ``label`` are needed, ``split`` may be there, and every other column can keep images on one side of a split
-with ``data.group``.
+with ``data.group``. The delimiter is a comma, semicolon or tab; column names may be in any case.
 """
 
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 from collections.abc import Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 from effnet_lit.config import UserError
@@ -25,7 +25,8 @@ COLUMNS = {
 }
 DELIMITERS = ",;\t"
 
-Row = dict[str, str]
+Row = dict[str, str]  # by column name in lower case; no spaces around the values
+Said = tuple[str, str | None, str | None]  # (label, split, group) of one image
 
 
 def read_manifest(manifest: Path, root: Path, group: str | None) -> Index:
@@ -34,58 +35,70 @@ def read_manifest(manifest: Path, root: Path, group: str | None) -> Index:
     Class names are sorted as plain text, as numbers where all of them are whole numbers.
 
     Raises:
-        UserError: the file cannot be read, lacks a column or a value, or names files that are not there.
+        UserError: the file cannot be read, lacks a column or a value, contradicts itself, or names files that are
+            not there.
     """
     names, rows = read_rows(manifest)
-    columns = {kind: find_column(manifest, names, kind) for kind in COLUMNS}
-    by_path: dict[str, Row] = {}
+    path_column, label_column, split_column = (find_column(manifest, names, kind) for kind in COLUMNS)
+    group_column = group.strip().lower() if group else ""
+    found: dict[str, Said] = {}
     for number, row in rows:
-        path = relative(manifest, number, row[columns["path"]], root)
-        label = row[columns["label"]].strip()
-        if not label:
-            raise UserError(f"{manifest}, line {number}: {path} has no label; give it one, or remove the line.")
-        earlier = by_path.setdefault(path, row)[columns["label"]].strip()
-        if earlier != label:
-            raise UserError(
-                f"{manifest}, line {number}: {path} is '{label}' here and '{earlier}' above; keep one line."
-            )
-    check_files(manifest, root, list(by_path))
-    paths = sorted(by_path)
-    labels = [by_path[path][columns["label"]].strip() for path in paths]
-    class_names = sorted(set(labels), key=class_order(labels))
+        line = f"{manifest}, line {number}"
+        path = relative(line, row[path_column], root)
+        if not row[label_column]:
+            raise UserError(f"{line}: {path} has no label; give it one, or remove the line.")
+        said = row[label_column], part(line, path, row.get(split_column, "")), row.get(group_column) or None
+        for here, above in zip(said, found.setdefault(path, said), strict=True):
+            if here != above:
+                raise UserError(f"{line}: {path} is '{here or ''}' here and '{above or ''}' above; keep one line.")
+    paths = sorted(found)
+    check_files(manifest, root, paths)
+    labels, splits, groups = zip(*(found[path] for path in paths), strict=True)
+    class_names = sort_classes(set(labels))
     number_of = {name: i for i, name in enumerate(class_names)}
     return Index(
         root,
         tuple(class_names),
         tuple(paths),
         tuple(number_of[label] for label in labels),
-        tuple(part(manifest, path, by_path[path].get(columns["split"], "")) for path in paths),
+        splits,
         (),
-        tuple(by_path[path][group] or None for path in paths) if group in names else (),
+        groups if group_column in names else (),
     )
 
 
 def read_rows(manifest: Path) -> tuple[list[str], list[tuple[int, Row]]]:
-    """Column names as written, and (line number, row) of every line that is not blank."""
+    """Column names in lower case, and (line number, row) of every line that is not blank."""
     try:
         with open(manifest, newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
+            header = next((line for line in file if line.strip()), "")
             file.seek(0)
-            delimiter = max(DELIMITERS, key=header.count)
-            reader = csv.DictReader(file, delimiter=delimiter, restval="")
-            rows = [(reader.line_num, row) for row in reader if any(row.values())]
+            reader = csv.reader(file, delimiter=max(DELIMITERS, key=header.count))
+            lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"data.manifest={manifest} cannot be read ({reason}); give a CSV file in UTF-8.") from error
-    if not rows:
+    lines = [(number, row) for number, row in lines if any(row)]
+    if len(lines) < 2:
         raise UserError(f"data.manifest={manifest} lists no images; give a CSV file with columns path and label.")
-    return [name for name in reader.fieldnames or () if name], rows
+    names = [name.lower() for name in lines[0][1]]
+    for number, row in lines[1:]:
+        if any(row[len(names) :]):
+            raise UserError(
+                f"{manifest}, line {number} has {len(row)} values for {len(names)} columns; "
+                'put quotes around a value with the delimiter in it, such as "a, b.jpg".'
+            )
+    return [name for name in names if name], [(number, by_name(names, row)) for number, row in lines[1:]]
+
+
+def by_name(names: Sequence[str], row: Sequence[str]) -> Row:
+    """The values of a line, empty where it ends early; a column without a name, as pandas writes one, is left out."""
+    return {name: value for name, value in zip(names, chain(row, repeat("")), strict=False) if name}
 
 
 def find_column(manifest: Path, names: Sequence[str], kind: str) -> str:
-    """The column of a kind by its name or a usual synonym, in any case; an empty text where ``split`` is absent."""
-    found = {name.strip().lower(): name for name in names}
-    known = [found[name] for name in COLUMNS[kind] if name in found]
+    """The column of a kind by its name or a usual synonym; an empty text where ``split`` is absent."""
+    known = [name for name in COLUMNS[kind] if name in names]
     if not known and kind != "split":
         raise UserError(
             f"data.manifest={manifest} has no column '{kind}' (its columns: {', '.join(names)}); rename one."
@@ -93,40 +106,48 @@ def find_column(manifest: Path, names: Sequence[str], kind: str) -> str:
     return known[0] if known else ""
 
 
-def relative(manifest: Path, number: int, text: str, root: Path) -> str:
-    """A path of the file, relative to ``root`` with forward slashes."""
-    text = text.strip().replace("\\", "/") if os.name == "nt" else text.strip()
-    path = os.path.normpath(os.path.relpath(text, root) if os.path.isabs(text) else text)
+def relative(line: str, text: str, root: Path) -> str:
+    """A path as written, on whatever system, -> relative to ``root`` with forward slashes."""
+    path = text.replace("\\", "/")
+    if os.path.isabs(path):
+        folder, name = os.path.split(path)
+        path = os.path.relpath(path, root)
+        if path.startswith(".."):  # root itself may be written by way of a link, or without
+            path = os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(root))
+    path = os.path.normpath(path)
     if not text or path == "." or path.split(os.sep)[0] == "..":
-        raise UserError(
-            f"{manifest}, line {number}: '{text}' is no file below {root}; set data.dir to the images' folder."
-        )
+        raise UserError(f"{line}: '{text}' is no file below {root}; set data.dir to the images' folder.")
     return path.replace(os.sep, "/")
 
 
+def part(line: str, path: str, text: str) -> str | None:
+    """The part of one image, None where none is given."""
+    if text and text.lower() not in SPLIT_FOLDERS:
+        raise UserError(f"{line}: {path} has the split '{text}'; use train, val or test, or leave it empty.")
+    return SPLIT_FOLDERS.get(text.lower())
+
+
 def check_files(manifest: Path, root: Path, paths: Sequence[str]) -> None:
-    """Raise ``UserError`` where files are not there; a few that vanish later are told by the audit."""
+    """Raise ``UserError`` where files are not there."""
     missing = [path for path in paths if not os.path.isfile(root / path)]
     if not missing:
         return
-    hint = f"set data.dir to the folder that the paths start from (now {root})"
-    folder = (root / missing[0]).parent
-    if folder.is_dir():
-        own = [entry.name for entry in os.scandir(folder)]
-        stem = [name for name in own if os.path.splitext(name)[0] == Path(missing[0]).name]
-        close = stem or difflib.get_close_matches(Path(missing[0]).name, own, n=1)
-        hint = f"did you mean {close[0]}?" if close else hint
+    hint = "put them back, or remove their lines."
+    if len(missing) == len(paths):
+        hint = f"set data.dir to the folder that the paths start from (now {root})."
+    if same := same_name(root / missing[0]):
+        hint = f"did you mean {same}?"
     raise UserError(f"{manifest}: {len(missing):,} of {len(paths):,} files are not there, such as {missing[0]}; {hint}")
 
 
-def class_order(labels: Sequence[str]) -> type[int] | type[str]:
-    """How class names are sorted: 2 before 10 where all are whole numbers."""
-    return int if all(label.isdecimal() for label in labels) else str
+def same_name(file: Path) -> str:
+    """A file beside it with another extension, where this one may have none; else an empty text."""
+    own = [entry.name for entry in os.scandir(file.parent)] if file.parent.is_dir() else []
+    return min((name for name in own if os.path.splitext(name)[0] in (file.name, file.stem)), default="")
 
 
-def part(manifest: Path, path: str, text: str) -> str | None:
-    """The part of one image, None where none is given."""
-    name = text.strip().lower()
-    if name and name not in SPLIT_FOLDERS:
-        raise UserError(f"{manifest}: {path} has the split '{text}'; use train, val or test, or leave it empty.")
-    return SPLIT_FOLDERS.get(name)
+def sort_classes(names: set[str]) -> list[str]:
+    """2 before 10 where all are whole numbers, plain text order elsewhere."""
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))  # 1 and 01 are two classes
+    return sorted(names)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from effnet_lit.config import UserError
-from effnet_lit.data.folder import Index
+from effnet_lit.data.folder import Index, is_image_name
 
 INDEX = "shards.json"
-FORMAT = "effnet_lit shards 1"
+FORMAT = "effnet_lit shards 2"
 
 
 @dataclass(frozen=True)
@@ -60,35 +60,56 @@ class ShardIndex(Index):
 def write_shards(index: Index, out: Path, shard_bytes: int, progress: Callable[[int, int], object]) -> int:
     """Pack the images of ``index`` into ``out``, which must be empty or new; returns how many shards there are.
 
+    A shard is full when it holds ``shard_bytes``; its last image may lie across that line.
+
     Raises:
-        UserError: webdataset is not installed, or ``out`` cannot be written or holds something.
+        UserError: webdataset is not installed, an image cannot be read, or ``out`` cannot be written or holds
+            something.
     """
-    try:
-        from webdataset.writer import ShardWriter
-    except ImportError as error:
-        raise UserError("Packing needs webdataset: pip install effnet_lit[shards]") from error
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; give a new folder.")
+        raise UserError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder.")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with ShardWriter(str(out / "shard-%06d.tar"), maxsize=shard_bytes, verbose=0) as writer:
-            for i in range(len(index.paths)):
-                writer.write(sample(index, i))
-                progress(i + 1, len(index.paths))
-        names = sorted(path.name for path in out.glob("shard-*.tar"))
+        names = write_images(index, out, shard_bytes, progress)
         write_index(index, out, names)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); give a folder on another disk.") from error
     return len(names)
 
 
+def write_images(index: Index, out: Path, shard_bytes: int, progress: Callable[[int, int], object]) -> list[str]:
+    """Fill one shard after another; returns their names."""
+    try:  # not its ShardWriter, which takes a path with : or % for more than a path
+        from webdataset.writer import TarWriter
+    except ImportError as error:
+        raise UserError("Packing needs webdataset: pip install effnet_lit[shards]") from error
+    out.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    done, total = 0, len(index.paths)
+    while done < total:
+        names.append(f"shard-{len(names):06}.tar")
+        with open(out / names[-1], "wb") as file, TarWriter(file) as shard:
+            full = False
+            while done < total and not full:
+                shard.write(sample(index, done))
+                done += 1
+                progress(done, total)
+                full = file.tell() >= shard_bytes
+    return names
+
+
 def sample(index: Index, i: int) -> dict[str, object]:
     """One image in WebDataset's terms."""
-    extension = index.paths[i].rpartition(".")[2].lower()
-    facts = {"path": index.paths[i], "label": index.class_names[index.labels[i]], "split": index.splits[i]}
+    path = index.paths[i]
+    try:
+        content = index.read(i)
+    except OSError as error:
+        raise UserError(
+            f"{index.root / path} cannot be read ({error.strerror}); mend or remove it, then pack into a new folder."
+        ) from error
+    facts = {"path": path, "label": index.class_names[index.labels[i]], "split": index.splits[i]}
     return {
         "__key__": f"{i:08}",
-        extension: index.read(i),
+        path.rpartition(".")[2].lower() if is_image_name(path) else "img": content,
         "json": facts | {"group": index.groups[i] if index.groups else None},
     }
 
@@ -102,7 +123,7 @@ def write_index(index: Index, out: Path, names: Sequence[str]) -> None:
     assert len(places) == len(index.paths)
     content = {
         "format": FORMAT,
-        "shards": list(names),
+        "shards": [(name, os.stat(out / name).st_size) for name in names],
         "class_names": index.class_names,
         "images": [
             [path, label, split, group, *place]
@@ -126,19 +147,19 @@ def read_shards(folder: Path) -> ShardIndex:
     """The index of a packed folder: the same paths, labels, splits and groups as that of the folder it came from.
 
     Raises:
-        UserError: packing was not finished, or a shard is missing.
+        UserError: packing was not finished, or a shard is missing or not as it was written.
     """
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds shards without a readable {INDEX}; run effnet pack again.") from error
-    missing = [name for name in content["shards"] if not (folder / name).is_file()]
-    if missing:
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(
-            f"{folder} lacks {len(missing):,} of its {len(content['shards']):,} shards, such as {missing[0]}."
+            f"{folder} holds shards without a readable {INDEX}: packing was not finished, or another version did it; "
+            "run effnet pack again, into a new folder."
         )
-    columns = list(zip(*content["images"], strict=True))
-    paths, labels, splits, groups = columns[:4]
+    check_shards(folder, content["shards"])
+    paths, labels, splits, groups, numbers, offsets, sizes = zip(*content["images"], strict=True)
     return ShardIndex(
         folder,
         tuple(content["class_names"]),
@@ -147,8 +168,22 @@ def read_shards(folder: Path) -> ShardIndex:
         splits,
         tuple((path, reason) for path, reason in content["ignored"]),
         groups if any(group is not None for group in groups) else (),
-        tuple(content["shards"]),
-        array("i", columns[4]),
-        array("q", columns[5]),
-        array("q", columns[6]),
+        tuple(name for name, _ in content["shards"]),
+        array("i", numbers),
+        array("q", offsets),
+        array("q", sizes),
     )
+
+
+def check_shards(folder: Path, shards: Sequence[tuple[str, int]]) -> None:
+    """Raise ``UserError`` where a shard is missing, or has another size (bytes) than when it was written."""
+    missing = [name for name, _ in shards if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing):,} of its {len(shards):,} shards, such as {missing[0]}; "
+            "copy or link it there."
+        )
+    for name, size in shards:
+        own = os.stat(folder / name).st_size
+        if own != size:
+            raise UserError(f"{folder / name} has {own:,} bytes instead of {size:,}; copy it again.")

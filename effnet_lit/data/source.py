@@ -35,12 +35,16 @@ def read_images(data_dir: Path, manifest: Path | None, group: str | None) -> Ind
         raise UserError(
             f"data.group={group} is no regular expression ({error}); try data.group='patient\\d+'."
         ) from error
-    return replace(index, groups=tuple(group_of(path, pattern) for path in index.paths))
+    other = f", or a column of {manifest}" if manifest else ""
+    return replace(index, groups=tuple(group_of(path, pattern, other) for path in index.paths))
 
 
-def group_of(path: str, pattern: re.Pattern[str]) -> str:
-    """What the pattern finds in a path."""
+def group_of(path: str, pattern: re.Pattern[str], other: str) -> str | None:
+    """What the pattern finds in a path; None where the bracketed part is an option that this path does not show."""
     found = pattern.search(path)
-    if found is None:
-        raise UserError(f"data.group={pattern.pattern} finds nothing in {path}; give a pattern that fits every path.")
-    return found[1] or "" if pattern.groups else found[0]
+    group = (found[1] if pattern.groups else found[0]) if found else ""
+    if group == "":
+        raise UserError(
+            f"data.group={pattern.pattern} finds nothing in {path}; give a pattern that fits every path{other}."
+        )
+    return group

@@ -57,20 +57,21 @@ class Classifier(lightning.LightningModule):
         """Pixels in 0-1, (N, 3, H, W), as the weights expect them."""
         return (pixels - self.mean) / self.std
 
-    def augment(self, batch: dict[str, Tensor]) -> Tensor:
-        """uint8 (N, S, S, 3) -> training images in 0-1, (N, 3, T, T)."""
+    def vary(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 (N, S, S, 3) -> augmented images in 0-1, (N, 3, T, T), each one's partner and the partner's share."""
         data = self.config.data
         assert isinstance(data.image_size, int)
         flip, turn = data.horizontal_flip == "on", data.rotation == "on"
         started = time.perf_counter()
         pixels = augment(batch["images"], batch["random"], self.config.augmentation, data.image_size, flip, turn)
+        mixed = mix(pixels, batch["random"], data.mixup, data.cutmix)
         self.augment_seconds += time.perf_counter() - started
-        return pixels
+        return mixed
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.seed_step()
-        data, labels = self.config.data, batch["labels"]
-        pixels, partner, share = mix(self.augment(batch), batch["random"], data.mixup, data.cutmix)
+        labels = batch["labels"]
+        pixels, partner, share = self.vary(batch)
         logits = self.network(self.normalise(pixels)).float()
         loss = mixed_loss(logits, labels, partner, share, self.config.training.label_smoothing, self.class_weights)
         self.train_loss.update(loss.detach())
