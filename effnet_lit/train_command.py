@@ -98,7 +98,8 @@ def run_with_hydra(arguments: list[str]) -> None:
         return run_sweep(arguments)
     config, preset = compose_with_preset(parsed.overrides)
     if config.resume is None:  # say what preset=auto chose, for `--cfg job` and for the run folder's name
-        arguments = [f"preset={preset}", *(a for a in arguments if not a.startswith("preset="))]
+        overrides = [f"preset={preset}", *(text for text in parsed.overrides if not text.startswith("preset="))]
+        arguments = [*overrides, *(text for text in arguments if text not in parsed.overrides)]  # flags last
     call_hydra(train_job, arguments)
 
 

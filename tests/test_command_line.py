@@ -39,6 +39,12 @@ def test_cfg_job_shows_the_chosen_preset(tmp_path: Path) -> None:
     assert "epochs: 18" in out
 
 
+def test_settings_may_follow_a_flag(tmp_path: Path) -> None:
+    code, out, _ = run(tmp_path, "--cfg", "job", "seed=3", r"data.group=patient\d+", "data.fold=1/5")
+    assert code == 0
+    assert "seed: 3" in out and r"group: patient\d+" in out and "fold: 1/5" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

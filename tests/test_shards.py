@@ -102,6 +102,17 @@ def test_shards_are_as_large_as_asked_for(root: Path, tmp_path: Path) -> None:
     assert len(shards.shards) == 1
 
 
+def test_packing_twice_writes_the_same(root: Path, tmp_path: Path) -> None:
+    index = read_images(root, None, None)
+    names = packed(index, tmp_path / "one").shards
+    packed(index, tmp_path / "two")
+    for name in (*names, INDEX):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    with tarfile.open(tmp_path / "one" / names[0]) as file:
+        starts = [own.offset for own in file]
+    assert min(np.diff(starts)) == 1024  # a header and a block of content, no further header
+
+
 def test_a_run_on_shards_is_the_run_on_the_folder(root: Path, tmp_path: Path) -> None:
     packed(read_images(root, None, None), tmp_path / "out")
     prepared = [
