@@ -87,8 +87,8 @@ def write_images(index: Index, out: Path, shard_bytes: int, progress: Callable[[
     done, total = 0, len(index.paths)
     while done < total:
         names.append(f"shard-{len(names):06}.tar")
-        with open(out / names[-1], "wb") as file, TarWriter(file, mtime=0) as shard:  # now, a fraction, would cost 1 kB each
-            full = False
+        with open(out / names[-1], "wb") as file, TarWriter(file, mtime=0) as shard:
+            full = False  # mtime: the time now, a fraction, would cost a further header of 1 kB for every file
             while done < total and not full:
                 shard.write(sample(index, done))
                 done += 1

@@ -1,0 +1,1 @@
+"""Ours beside other libraries: one command each, results as JSON."""
