@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from effnet_lit.composition import compose
+from effnet_lit.composition import compose, override
 from effnet_lit.config import Config, UserError
 from effnet_lit.data.audit import write_audit
 from effnet_lit.data.audit_page import write_audit_page
@@ -32,7 +33,7 @@ def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet:
     out = out or Path("audits") / folder.resolve().name
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out} would lie among the images; start from another folder, or give one with --out.")
-    config = compose(f"data.dir={quoted(folder)}", *settings, "limits=off")
+    config = compose(override("data.dir", folder), *settings, "limits=off")
     console = Console(highlight=False, soft_wrap=False, markup=False)
     data = prepare_shown(config, console)
     try:
@@ -45,12 +46,7 @@ def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet:
         raise UserError(f"{out} cannot be written ({error.strerror}); give another folder with --out.") from error
     summarise(data.audit, console)
     console.print(f"Open     {out / 'audit.html'}{' and augmentation.png' if sheet else ''}", soft_wrap=True)
-    console.print(f"Next     python train.py data.dir={folder}", soft_wrap=True)
-
-
-def quoted(path: Path) -> str:
-    """A path as Hydra reads it back unchanged."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    console.print(f"Next     python train.py {shlex.quote(override('data.dir', folder))}", soft_wrap=True)
 
 
 def prepare_shown(config: Config, console: Console) -> PreparedData:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -176,13 +177,15 @@ def pack(
     """Pack many small image files into a few large ones (tar), unchanged."""
     from rich.progress import track  # a second of import is not needed for --help
 
+    from effnet_lit.composition import override
     from effnet_lit.data.shards import write_shards
     from effnet_lit.data.source import read_images
 
     index = read_images(folder, manifest, group)
     ticks = iter(track(range(len(index.paths)), "packing", transient=True))
     shards = write_shards(index, out, int(gigabytes * 1e9), lambda done, total: next(ticks, None))
-    print(f"{len(index.paths):,} images in {shards:,} shards. Next: python train.py data.dir={out}")
+    print(f"{len(index.paths):,} images in {shards:,} shards.")
+    print(f"Next     python train.py {shlex.quote(override('data.dir', out))}")
 
 
 @app.command()

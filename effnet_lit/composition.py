@@ -220,6 +220,15 @@ def stored_config(run: str, overrides: Sequence[str], given: Config) -> Config:
     return config
 
 
+def override(key: str, path: Path) -> str:
+    """key=path as Hydra reads it back unchanged, quoted where it must be."""
+    if re.fullmatch(r"[\w./-]+", str(path)):
+        return f"{key}={path}"
+    # Hydra takes backslashes for themselves, but before a quote
+    quoted = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path))
+    return f"{key}='{quoted}'"
+
+
 def known_keys() -> list[str]:
     """Every key that may stand on the command line, except Hydra's own."""
     return [*(key for key, _, _ in knobs()), *(f"trainer.{name}" for name in trainer_arguments()), "preset", "example"]
