@@ -58,6 +58,9 @@ OWNED_TRAINER_ARGUMENTS = {
 # What a resumed run may find elsewhere; the images themselves must be the same.
 OF_THE_MACHINE = (
     "data.dir",
+    "data.manifest",
+    "data.split",
+    "data.exclude",
     "data.cache",
     "data.cache_dir",
     "data.workers",

@@ -215,6 +215,11 @@ def test_a_run_is_not_resumed_on_other_images(finished: Path, class_folder: Path
     moved = fit(compose(f"resume={run_dir}", f"data.dir={folder}"), tmp_path / "unused").run_dir
     assert equal(weights(finished), weights(moved))
     (run_dir / "model.safetensors").unlink()
+    parts = (run_dir / "split.csv").read_text(encoding="utf-8")
+    (run_dir / "split.csv").write_text(parts.replace("red,val", "red,train", 1), encoding="utf-8")
+    with pytest.raises(UserError, match="their split have changed"):
+        fit(compose(f"resume={run_dir}"), tmp_path / "unused")
+    (run_dir / "split.csv").write_text(parts, encoding="utf-8")
     next((folder / "red").iterdir()).unlink()
     with pytest.raises(UserError, match="have changed since that run began"):
         fit(compose(f"resume={run_dir}", f"data.dir={folder}"), tmp_path / "unused")

@@ -11,6 +11,7 @@ from effnet_lit.config import UserError
 from effnet_lit.data.folder import Index
 from effnet_lit.data.split import PARTS
 
+SPLIT = "split.csv"  # its name in a run folder
 COLUMNS = ("path", "label", "split")
 
 

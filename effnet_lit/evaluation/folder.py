@@ -10,8 +10,9 @@ import torch
 
 from effnet_lit.config import UserError
 from effnet_lit.data.cache import decode_or_reason, in_order
-from effnet_lit.data.folder import Index, read_folder
+from effnet_lit.data.folder import Index
 from effnet_lit.data.prepare import cores
+from effnet_lit.data.source import read_images
 from effnet_lit.evaluation.metrics import measure, predict_probabilities
 from effnet_lit.model.modelfile import ImageClassifier
 
@@ -22,7 +23,7 @@ def evaluate_folder(classifier: ImageClassifier, folder: Path) -> dict[str, Any]
     Raises:
         UserError: the folder cannot be read, or holds a class the model does not know.
     """
-    index = read_folder(folder)
+    index = read_images(folder, None, None)
     known = {name: label for label, name in enumerate(classifier.header.class_names)}
     unknown = [name for name in index.class_names if name not in known]
     if unknown:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from effnet_lit.config import UserError
 from effnet_lit.data.prepare import PreparedData
+from effnet_lit.data.split_file import SPLIT, read_split
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -56,9 +57,10 @@ def checkpoint_to_resume(run_dir: Path, data: PreparedData) -> Path:
             some that were trained on would be held out.
     """
     audit = json.loads((run_dir / "audit.json").read_text(encoding="utf-8"))
-    if audit["fingerprint"] != data.fingerprint:
+    same_parts = read_split(run_dir / SPLIT) == dict(zip(data.paths, data.splits.tolist(), strict=True))
+    if audit["fingerprint"] != data.fingerprint or not same_parts:
         raise UserError(
-            f"resume={run_dir}: the images in {data.root} have changed since that run began; "
+            f"resume={run_dir}: the images in {data.root} or their split have changed since that run began; "
             "put them back, or start a new run."
         )
     for name in (LAST, PREVIOUS):

@@ -23,7 +23,7 @@ from effnet_lit.config import Config, UserError, to_dict
 from effnet_lit.data.audit import Item, suspected_labels, write_audit
 from effnet_lit.data.audit_page import write_audit_page
 from effnet_lit.data.prepare import PreparedData, pictures
-from effnet_lit.data.split_file import write_split
+from effnet_lit.data.split_file import SPLIT, write_split
 from effnet_lit.evaluation.labels import likely_wrong_labels
 from effnet_lit.evaluation.metrics import (
     baseline_accuracy,
@@ -75,7 +75,7 @@ def write_settings(run_dir: Path, config: Config, data: PreparedData) -> None:
     except OSError as error:
         raise UserError(f"{run_dir} cannot be written ({error.strerror}); start from another folder.") from error
     names = [data.class_names[label] for label in data.labels]
-    write_split(run_dir / "split.csv", data.paths, names, data.splits.tolist())
+    write_split(run_dir / SPLIT, data.paths, names, data.splits.tolist())
     write_audit_files(run_dir, data, data.audit | {"fingerprint": data.fingerprint})
 
 
