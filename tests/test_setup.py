@@ -109,7 +109,9 @@ def test_cuda_packages_are_left_to_torch() -> None:
 
 def test_pins_satisfy_the_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
+    extras = project["optional-dependencies"]
+    del extras["bench"]  # other people's trainers, which `make setup` does not install
+    for line in chain(project["dependencies"], *extras.values()):
         requirement = Requirement(line)
         if requirement.name != "effnet_lit":
             assert requirement.specifier.contains(pins()[requirement.name.lower()]), line
