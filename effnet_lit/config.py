@@ -137,8 +137,11 @@ class ModelConfig:
     )
     gradient_checkpointing: str = knob(
         "off",
-        "blocks = keep only block inputs for backward: less memory, a third more time",
-        choices=("off", "blocks"),
+        "what backward computes again to save memory: activations = what is cheap; blocks = everything",
+        choices=("off", "activations", "blocks"),
+    )
+    kernels: str = knob(
+        "off", "on = the blocks' own Triton kernels on a CUDA GPU; speed not measured yet", choices=("off", "on")
     )
 
 

@@ -9,23 +9,35 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import efficientnet_b0
 
 from effnet_lit.config import UserError
-from effnet_lit.model.checkpointing import set_gradient_checkpointing
-from effnet_lit.model.efficientnet import EfficientNet, MBConv
-from effnet_lit.model.zoo import create_model
+from effnet_lit.model import efficientnet
+from effnet_lit.model.efficientnet import EfficientNet
+from effnet_lit.model.zoo import create_model, set_gradient_checkpointing
+
+MODES = ("off", "activations", "blocks")
+
+
+@pytest.fixture(params=["modules", "cpu"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A step by the modules, as on a GPU, or by the CPU's own functions."""
+    if request.param == "modules":
+        monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    return request.param
 
 
 def network(mode: str) -> EfficientNet:
     torch.manual_seed(0)
     result = EfficientNet(num_classes=3)
-    set_gradient_checkpointing(result, mode)
+    result.set_gradient_checkpointing(mode)
     return result
 
 
-def train(model: nn.Module, steps: int = 4) -> dict[str, Tensor]:
-    """Weights and buffers after a few steps with dropout and stochastic depth."""
+def train(model: nn.Module, steps: int = 20) -> dict[str, Tensor]:
+    """Weights and buffers after some steps with dropout and stochastic depth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
         torch.manual_seed(step)
@@ -40,39 +52,60 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
     return {name.rpartition(".")[2] for name in a if not torch.equal(a[name], b[name])}
 
 
-def test_blocks_equal_plain_in_weights_and_buffers() -> None:
-    assert differing(train(network("off")), train(network("blocks"))) == set()
+def test_all_modes_give_the_same_weights_and_buffers(way: str) -> None:
+    off = train(network("off"))
+    assert differing(off, train(network("activations"))) == set()
+    assert differing(off, train(network("blocks"))) == set()
 
 
-def test_the_usual_way_would_be_caught() -> None:
+def test_the_usual_way_would_be_caught(way: str) -> None:
     naive = network("off")
     for block in naive.blocks():
-        block.forward = partial(checkpoint, partial(MBConv.forward, block), use_reentrant=False)
-    assert differing(train(network("off")), train(naive)) == {"running_mean", "running_var", "num_batches_tracked"}
+        block.forward = partial(checkpoint, block.block, use_reentrant=False)
+    found = differing(train(network("off"), 2), train(naive, 2))
+    assert found == {"running_mean", "running_var", "num_batches_tracked"}
 
 
-def test_fewer_bytes_are_kept() -> None:
-    kept = {}
-    for mode in ("off", "blocks"):
-        seen: dict[int, int] = {}
+def kept_bytes(model: nn.Module, images: Tensor) -> int:
+    """For backward: each storage once, weights and the images aside."""
+    seen: dict[int, int] = {}
+    alive = []
 
-        def pack(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        alive.append(tensor)  # or its place would be used again
+        return tensor
 
-        model = network(mode)
-        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(torch.randn(2, 3, 64, 64)).sum()
-        kept[mode] = sum(size for pointer, size in seen.items() if pointer not in weights)
-    assert kept["blocks"] < 0.35 * kept["off"]
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images).sum()
+    others = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), images)}
+    return sum(size for place, size in seen.items() if place not in others)
+
+
+def test_bytes_kept_beside_torchvision(way: str) -> None:
+    images = torch.randn(2, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    most = kept_bytes(efficientnet_b0().to(memory_format=torch.channels_last), images)  # type: ignore[call-overload]
+    share = {mode: kept_bytes(network(mode), images) / most for mode in MODES}
+    assert share["off"] < (1.01 if way == "modules" else 0.55)
+    assert share["activations"] < 0.55
+    assert share["blocks"] < 0.35
+
+
+def test_only_the_gates_convolutions_run_again_with_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    calls = {}
+    for mode in MODES:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            network(mode)(torch.randn(2, 3, 64, 64)).sum().backward()
+        calls[mode] = sum(event.count for event in profiler.key_averages() if event.key == "aten::_convolution")
+    assert calls["activations"] == calls["off"] + 2 * 16 < calls["blocks"]
 
 
 def test_evaluation_and_switching_back() -> None:
     model = network("blocks").eval()
     images = torch.randn(2, 3, 32, 32)
     checkpointed = model(images)
-    set_gradient_checkpointing(model, "off")
+    model.set_gradient_checkpointing("off")
     assert torch.equal(model(images), checkpointed)
 
 

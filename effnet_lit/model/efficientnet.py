@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
+from effnet_lit.model.checkpointing import MODES, recomputed
+from effnet_lit.model.cpu.conv_norm import fused_conv_norm
+from effnet_lit.model.cpu.mbconv import fused_mbconv
+from effnet_lit.model.cpu.suits import suits
+from effnet_lit.model.kernels.mbconv import covers, mbconv_with_kernels
 from effnet_lit.model.scaling import SCALES, scale_channels, scale_repeats
 
 
@@ -77,7 +82,24 @@ class ConvNorm(nn.Sequential):
         eps, momentum = settings["batchnorm_eps"], settings["batchnorm_momentum"]
         self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         if activation:
-            self.act = nn.SiLU(inplace=True)
+            self.act = nn.SiLU()  # in place, autograd would keep a copy
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Kernel, scale and shift."""
+        return self.conv.weight, self.norm.weight, self.norm.bias
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        """What follows the convolution: BatchNorm and SiLU."""
+        return self.act(self.norm(raw))
+
+
+def conv_norm(layer: ConvNorm, x: Tensor, gradient_checkpointing: str) -> Tensor:
+    """``layer(x)``, with activation, the way that suits device and mode."""
+    if suits(layer, x):
+        return fused_conv_norm(layer, x)
+    if gradient_checkpointing == "off":
+        return layer(x)
+    return recomputed(layer.normalised, layer.conv(x), layer)
 
 
 def mean_over_space(x: Tensor) -> Tensor:
@@ -115,10 +137,39 @@ class MBConv(nn.Module):
         self.project = ConvNorm(hidden, stage.channels, 1, settings, activation=False)
         self.has_skip = stride == 1 and in_channels == stage.channels
         self.drop_path = StochasticDepth(drop_path_rate, mode="row")  # arXiv 1603.09382
+        self.gradient_checkpointing = "off"
+        self.kernels = False
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.squeeze_excite(self.depthwise(self.expand(x))))
+        return recomputed(self.block, x, self) if self.gradient_checkpointing == "blocks" else self.block(x)
+
+    def block(self, x: Tensor) -> Tensor:
+        """The whole block, the way that suits device and mode."""
+        if suits(self, x):
+            return fused_mbconv(self, x)
+        if self.kernels and covers(self, x):
+            return mbconv_with_kernels(self, x)
+        y = self.body_of_raw(x) if self.gradient_checkpointing == "activations" else self.body(x)
         return x + self.drop_path(y) if self.has_skip else y
+
+    def body(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        return self.project(self.squeeze_excite(self.depthwise(self.expand(x))))
+
+    def body_of_raw(self, x: Tensor) -> Tensor:
+        """``body``, which keeps the raw outputs of its convolutions only; BatchNorm, SiLU and gate are recomputed."""
+        depthwise = self.depthwise.conv
+        if isinstance(self.expand, ConvNorm):
+            expand = self.expand
+            raw = recomputed(lambda raw: depthwise(expand.normalised(raw)), expand.conv(x), expand)
+        else:
+            raw = depthwise(x)
+        raw = recomputed(lambda raw: self.project.conv(self.gated(raw)), raw, self.depthwise)
+        return self.project.norm(raw)
+
+    def gated(self, raw: Tensor) -> Tensor:
+        """From the depthwise convolution's raw output to the projection's input."""
+        return self.squeeze_excite(self.depthwise.normalised(raw))
 
 
 class EfficientNet(nn.Module):
@@ -179,9 +230,22 @@ class EfficientNet(nn.Module):
                 assert isinstance(block, MBConv)
                 yield block
 
+    def set_gradient_checkpointing(self, mode: str) -> None:
+        """What a training step keeps for backward: "off" everything; "activations" the convolutions' raw outputs, and
+        BatchNorm, SiLU and gate are computed again; "blocks" each block's input, and the whole block again.
+
+        On a CPU in full precision "off" keeps even less than "activations" elsewhere: see ``cpu``. Weights and buffers
+        after training are the same bit for bit in all three.
+        """
+        assert mode in MODES, mode
+        self.gradient_checkpointing = mode
+        for block in self.blocks():
+            block.gradient_checkpointing = mode
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 1280, H/32, W/32) in B0."""
-        return self.head(self.stages(self.stem(x)))
+        x = self.stages(conv_norm(self.stem, x, self.gradient_checkpointing))
+        return conv_norm(self.head, x, self.gradient_checkpointing)
 
     def forward(self, x: Tensor) -> Tensor:
         features = mean_over_space(self.forward_features(x)).flatten(1)  # (N, 1280)

@@ -9,6 +9,7 @@ from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet50, 
 
 from effnet_lit.config import UserError
 from effnet_lit.model.efficientnet import EfficientNet
+from effnet_lit.model.kernels.mbconv import available
 from effnet_lit.model.scaling import SCALES
 from effnet_lit.model.weights import HALF, apply_weights, load_weights
 
@@ -55,6 +56,37 @@ def create_model(
         network.mean, network.std = loaded.mean, loaded.std
         network.weights_description = loaded.description + (", new head" if swapped else "")
     return network
+
+
+def set_gradient_checkpointing(network: nn.Module, mode: str) -> None:
+    """See ``EfficientNet.set_gradient_checkpointing``.
+
+    Raises:
+        UserError: the network is not an EfficientNet and ``mode`` is not "off".
+    """
+    if isinstance(network, EfficientNet):
+        network.set_gradient_checkpointing(mode)
+    elif mode != "off":
+        raise UserError(
+            f"model.gradient_checkpointing={mode} works with efficientnet_b0 to b7; "
+            "use model.gradient_checkpointing=off or another model.name."
+        )
+
+
+def use_kernels(network: nn.Module) -> None:
+    """Train MBConv by the Triton kernels from now on.
+
+    Raises:
+        UserError: the network is not an EfficientNet, or Triton or a GPU for it is missing.
+    """
+    if not isinstance(network, EfficientNet):
+        raise UserError(
+            "model.kernels=on works with efficientnet_b0 to b7; use model.kernels=off or another model.name."
+        )
+    if not available():
+        raise UserError("model.kernels=on needs Triton and a CUDA GPU, not found here; use model.kernels=off.")
+    for block in network.blocks():
+        block.kernels = True
 
 
 def build(architecture: dict[str, Any]) -> nn.Module:

@@ -27,9 +27,9 @@ from effnet_lit.config import Config, UserError, check, from_dict, to_dict
 from effnet_lit.data.balance import class_weights
 from effnet_lit.data.datamodule import ClassFolderDataModule
 from effnet_lit.data.prepare import PreparedData, prepare
-from effnet_lit.model.checkpointing import set_gradient_checkpointing
 from effnet_lit.model.modelfile import ImageClassifier
-from effnet_lit.model.zoo import create_model
+from effnet_lit.model.zoo import create_model, set_gradient_checkpointing, use_kernels
+from effnet_lit.training.allocator import keep_freed_memory
 from effnet_lit.training.checkpoint import (
     AtomicCheckpointIO,
     KeepLast,
@@ -68,6 +68,8 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     hardware = resolve_hardware(config)
+    if hardware.accelerator == "cpu":
+        keep_freed_memory()
     data = prepare_with_progress(config, console, hardware.free_memory)
     config.data.cache = data.cache
     config.data.workers = choose_workers(config.data.workers, hardware.accelerator, data.cache)
@@ -117,6 +119,8 @@ def build_network(config: Config, classes: int) -> nn.Module:
         image_size=config.data.image_size,
     )
     set_gradient_checkpointing(network, config.model.gradient_checkpointing)
+    if config.model.kernels == "on":
+        use_kernels(network)
     config.data.mean = config.data.mean or list(network.mean)  # type: ignore[arg-type]
     config.data.std = config.data.std or list(network.std)  # type: ignore[arg-type]
     return network

@@ -36,7 +36,7 @@ def warmup_cosine(total_steps: int, warmup_fraction: float, final_fraction: floa
 
 def build_optimizer(network: nn.Module, learning_rate: float, training: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW over ``parameter_groups``."""
-    return torch.optim.AdamW(parameter_groups(network, training.weight_decay), lr=learning_rate)
+    return torch.optim.AdamW(parameter_groups(network, training.weight_decay), lr=learning_rate, fused=True)
 
 
 def build_schedule(

@@ -1,0 +1,143 @@
+"""BatchNorm of a batch that comes in pieces, and BatchNorm folded into the 1x1 convolution before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from effnet_lit.model.cpu.pieces import as_images, rows, with_ones
+
+aten = torch.ops.aten
+
+
+class Statistics(NamedTuple):
+    """Mean and 1 / deviation (C) of a batch, and how many pixels it had."""
+
+    mean: Tensor
+    inverse: Tensor
+    pixels: int
+
+
+def batch_statistics(pieces: Sequence[Tensor], norm: nn.BatchNorm2d) -> Statistics:
+    """Of all pieces together; those of each are merged in float64 (Chan et al. 1983, equation 2.1)."""
+    moments = [aten.batch_norm_update_stats(piece, None, None, 0.0) for piece in pieces]
+    means, variances = (torch.stack(parts).double() for parts in zip(*moments, strict=True))  # (pieces, C)
+    counts = [pixel_count(piece) for piece in pieces]
+    share = torch.tensor([[count / sum(counts)] for count in counts], dtype=torch.float64)
+    mean = (share * means).sum(0)
+    return settle(mean, (share * (variances + (means - mean) ** 2)).sum(0), sum(counts), norm)
+
+
+def pixel_count(x: Tensor) -> int:
+    """(N, C, H, W) -> N H W."""
+    return x.numel() // x.shape[1]
+
+
+def settle(mean: Tensor, variance: Tensor, count: int, norm: nn.BatchNorm2d) -> Statistics:
+    """Update the running statistics as BatchNorm does, and return this batch's in the layer's precision."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    precision = norm.running_mean.dtype
+    unbiased = variance * (count / max(1, count - 1))
+    norm.running_mean.lerp_(mean.to(precision), norm.momentum)
+    norm.running_var.lerp_(unbiased.to(precision), norm.momentum)
+    norm.num_batches_tracked += 1
+    return Statistics(mean.to(precision), (variance + norm.eps).rsqrt().to(precision), count)
+
+
+def normalise(raw: Tensor, statistics: Statistics, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """Of one piece."""
+    factor = scale * statistics.inverse
+    pixels = None if out is None else rows(out)
+    return as_images(torch.addcmul(shift - statistics.mean * factor, rows(raw), factor, out=pixels), raw)
+
+
+def norm_gradients(gradient: Tensor, raw: Tensor, statistics: Statistics, scale: Tensor) -> Tensor:
+    """Of scale and shift, (2, C), by one piece: sums of dz times normalised raw, and of dz."""
+    mean, inverse = statistics.mean, statistics.inverse
+    _, by_scale, by_shift = aten.native_batch_norm_backward(
+        gradient, raw, scale, None, None, mean, inverse, True, 0.0, [False, True, True]
+    )
+    return torch.stack([by_scale, by_shift])
+
+
+def through_norm(statistics: Statistics, scale: Tensor, gradients: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """(dz, raw) of one piece -> gradient of raw, given the gradients (2, C) of scale and shift by the whole batch."""
+    by_scale, by_shift = gradients / statistics.pixels
+    factor = scale * statistics.inverse
+    by_raw = -factor * statistics.inverse * by_scale
+    constant = -factor * by_shift - by_raw * statistics.mean
+
+    def gradient(dz: Tensor, raw: Tensor) -> Tensor:
+        return as_images(torch.addcmul(constant, rows(raw), by_raw).addcmul_(rows(dz), factor), raw)
+
+    return gradient
+
+
+# ---- 1x1 convolution with the BatchNorm behind it, folded into one matrix
+
+
+class Folded(NamedTuple):
+    """``matrix`` (E, C + 1) maps pixels with a one to normalised outputs; ``moments`` (C + 1, C + 1) are the sums of
+    products of all pixels with ones, float64; ``inverse`` (E) is 1 / deviation of the raw outputs, float64."""
+
+    matrix: Tensor
+    moments: Tensor
+    inverse: Tensor
+
+
+def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.BatchNorm2d) -> Folded:
+    """Where raw = W x, its mean is W mean(x) and its variance the diagonal of W Cov(x) W^T: few channels come in, so
+    this takes far less than looking at all that come out."""
+    channels = weight.shape[1]
+    moments = torch.zeros(channels + 1, channels + 1, dtype=torch.float64)
+    for piece in pieces:
+        pixels = with_ones(piece).double()  # differences of sums below: float32 would lose small variances
+        moments.addmm_(pixels.t(), pixels)
+    mean_in, covariance = centred(moments)
+    w = weight.flatten(1).double()  # (E, C)
+    mean, variance = w @ mean_in, ((w @ covariance) * w).sum(1).clamp(min=0)
+    settle(mean, variance, sum(pixel_count(piece) for piece in pieces), norm)
+    inverse = (variance + norm.eps).rsqrt()
+    factor = scale.double() * inverse
+    matrix = torch.cat([factor[:, None] * w, (shift.double() - mean * factor)[:, None]], 1)
+    return Folded(matrix.to(weight.dtype), moments, inverse)
+
+
+def centred(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (C) and covariance (C, C) of pixels from their ``moments``."""
+    count, mean = moments[-1, -1], moments[-1, :-1] / moments[-1, -1]
+    return mean, moments[:-1, :-1] / count - torch.outer(mean, mean)
+
+
+def factors_of_input(folded: Folded, weight: Tensor, scale: Tensor) -> Tensor:
+    """The matrix (E, C) by which dz reaches the input where mean and deviation are taken as constants."""
+    return ((scale.double() * folded.inverse)[:, None] * weight.flatten(1).double()).to(weight.dtype)
+
+
+def unfold(folded: Folded, weight: Tensor, scale: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of weight, scale and shift, and the matrix (C + 1, C) that the input's gradient lacks.
+
+    ``products`` (E, C + 1) is dz^T [x, 1] over all pixels. With Dc = dz^T (x - mean), the gradient of scale is the
+    diagonal of Dc W^T / deviation; BatchNorm's backward, dz less its mean and less its part along the normalised raw
+    outputs, is linear in dz, x and 1, so what it adds to dz (factor W) is one small product with [x, 1].
+    """
+    w, products = weight.flatten(1).double(), products.double()
+    mean, covariance = centred(folded.moments)
+    by_shift, count = products[:, -1], folded.moments[-1, -1]
+    by_centred = products[:, :-1] - torch.outer(by_shift, mean)
+    by_scale = (by_centred * w).sum(1) * folded.inverse
+    factor, along = scale.double() * folded.inverse, folded.inverse * by_scale / count
+    by_weight = factor[:, None] * (by_centred - along[:, None] * (w @ covariance) * count)
+    lacking = -w.t() @ ((factor * along)[:, None] * w)  # (C, C), symmetric
+    constant = -(factor * by_shift / count) @ w - mean @ lacking
+    precision = weight.dtype
+    return (
+        by_weight.to(precision).view_as(weight),
+        by_scale.to(precision),
+        by_shift.to(precision),
+        torch.cat([lacking, constant[None]]).to(precision),
+    )

@@ -1,0 +1,68 @@
+"""Convolution, BatchNorm and SiLU as one function: the stem and the head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from effnet_lit.model.cpu.batchnorm import Statistics, batch_statistics, norm_gradients, normalise, through_norm
+from effnet_lit.model.cpu.pieces import Sum, new_images, parts, split, total
+
+if TYPE_CHECKING:
+    from effnet_lit.model.efficientnet import ConvNorm
+
+aten = torch.ops.aten
+
+
+def fused_conv_norm(layer: ConvNorm, x: Tensor) -> Tensor:
+    """``layer(x)`` of convolution, BatchNorm and SiLU, (N, C, H, W) -> (N, C', H', W')."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    return FusedConvNorm.apply(layer, x, *layer.tensors())  # type: ignore[return-value]
+
+
+class FusedConvNorm(torch.autograd.Function):
+    """Convolution, BatchNorm, SiLU. Kept for backward: the input and the convolution's raw output."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: ConvNorm, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        stride = layer.conv.stride[0] * layer.conv.stride[1]
+        raw = [
+            functional.conv2d(piece, weight, None, layer.conv.stride, layer.conv.padding).contiguous(
+                memory_format=torch.channels_last
+            )
+            for piece in split(x, len(weight) // stride)
+        ]
+        statistics = batch_statistics(raw, layer.norm)
+        result = new_images(len(x), raw[0])
+        for part, piece in zip(parts(raw), raw, strict=True):
+            aten.silu_(normalise(piece, statistics, scale, shift, out=result[part]))
+        ctx.layer, ctx.pixels = layer, statistics.pixels
+        ctx.save_for_backward(x, weight, scale, shift, *statistics[:2], *raw)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, weight, scale, shift, mean, inverse, *raw = ctx.saved_tensors
+        statistics = Statistics(mean, inverse, ctx.pixels)
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        by_z = []
+        for part, piece in zip(parts(raw), raw, strict=True):
+            by_z.append(aten.silu_backward(gradient[part], normalise(piece, statistics, scale, shift)))
+        by_norm = total(norm_gradients(dz, piece, statistics, scale) for dz, piece in zip(by_z, raw, strict=True))
+        to_raw = through_norm(statistics, scale, by_norm)
+        conv, wanted = ctx.layer.conv, [ctx.needs_input_grad[1], True, False]
+        by_x = torch.empty_like(x) if wanted[0] else None
+        sums = Sum()
+        for part, piece, dz in zip(parts(raw), raw, by_z, strict=True):
+            by_input, by_weight, _ = aten.convolution_backward(
+                to_raw(dz, piece), x[part], weight, None, conv.stride, conv.padding, [1, 1], False, [0, 0], 1, wanted
+            )
+            if by_x is not None:
+                by_x[part] = by_input
+            sums.add(by_weight)
+        return None, by_x, *sums.tensors, *by_norm

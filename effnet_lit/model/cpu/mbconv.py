@@ -1,0 +1,214 @@
+"""MBConv as one function, worked off in pieces; its values and gradients are those of the modules, up to rounding.
+
+Each piece goes through all layers up to the next BatchNorm, which needs the whole batch, and backward computes again
+what is cheap. Of the expanded activations only the depthwise convolution's raw output is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from effnet_lit.model.cpu.batchnorm import (
+    Folded,
+    Statistics,
+    batch_statistics,
+    factors_of_input,
+    fold,
+    norm_gradients,
+    normalise,
+    through_norm,
+    unfold,
+)
+from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
+from effnet_lit.model.cpu.pieces import Sum, as_images, new_images, parts, rows, split, total, with_ones
+
+if TYPE_CHECKING:
+    from effnet_lit.model.efficientnet import MBConv
+
+aten = torch.ops.aten
+
+
+class Weights(NamedTuple):
+    """Parameters of an MBConv, less those of the expansion."""
+
+    kernel: Tensor  # (E, 1, k, k)
+    scale: Tensor
+    shift: Tensor
+    reduce: Tensor  # (S, E, 1, 1)
+    reduce_bias: Tensor
+    excite: Tensor  # (E, S, 1, 1)
+    excite_bias: Tensor
+    project: Tensor  # (C', E, 1, 1)
+    out_scale: Tensor
+    out_shift: Tensor
+
+
+def fused_mbconv(block: MBConv, x: Tensor) -> Tensor:
+    """``block(x)``, (N, C, H, W) -> (N, C', H', W')."""
+    x = x.contiguous(memory_format=torch.channels_last)  # pixels as rows must be views
+    drop = block.drop_path(x.new_ones(len(x), 1, 1, 1)) if block.has_skip and block.drop_path.p > 0 else None
+    expand = block.expand.tensors() if isinstance(block.expand, nn.Sequential) else (None, None, None)
+    gate = block.squeeze_excite
+    gate_weights = gate.reduce.weight, gate.reduce.bias, gate.expand.weight, gate.expand.bias
+    return FusedMBConv.apply(  # type: ignore[return-value]
+        block, x, drop, *expand, *block.depthwise.tensors(), *gate_weights, *block.project.tensors()
+    )
+
+
+class Gate(NamedTuple):
+    """Of squeeze-and-excitation: means over space (N, E), what they are reduced to (N, S), and the gate (N, E)."""
+
+    pooled: Tensor
+    reduced: Tensor
+    gate: Tensor
+
+
+def gate_of(y: Tensor, w: Weights) -> Gate:
+    """(N, E, H, W) -> its gate."""
+    pooled = y.mean((2, 3))
+    reduced = functional.linear(pooled, w.reduce.flatten(1), w.reduce_bias)
+    gate = functional.linear(functional.silu(reduced), w.excite.flatten(1), w.excite_bias).sigmoid_()
+    return Gate(pooled, reduced, gate)
+
+
+def gate_backward(by_gate: Tensor, gate: Gate, w: Weights) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of the means (N, E) and of the four parameters."""
+    by_excited = by_gate * gate.gate * (1 - gate.gate)
+    by_reduced = aten.silu_backward(by_excited @ w.excite.flatten(1), gate.reduced)
+    by_reduce, by_excite = by_reduced.t() @ gate.pooled, by_excited.t() @ functional.silu(gate.reduced)
+    return by_reduced @ w.reduce.flatten(1), [
+        by_reduce.view_as(w.reduce),
+        by_reduced.sum(0),
+        by_excite.view_as(w.excite),
+        by_excited.sum(0),
+    ]
+
+
+class FusedMBConv(torch.autograd.Function):
+    """MBConv. Kept for backward: the input, and the raw outputs of the depthwise and the projecting convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, block: MBConv, x: Tensor, drop: Tensor | None, *tensors: Any) -> Tensor:
+        expand, w = tensors[:3], Weights(*tensors[3:])
+        pieces = split(x, len(w.kernel))
+        folded = (
+            fold(pieces, expand[0], expand[1], expand[2], block.expand.norm)
+            if isinstance(block.expand, nn.Sequential)
+            else None
+        )
+        raw = []
+        for piece in pieces:
+            y = piece if folded is None else aten.silu_(as_images(with_ones(piece) @ folded.matrix.t(), piece))
+            raw.append(depthwise(y, w.kernel, block.depthwise.conv))
+        hidden = batch_statistics(raw, block.depthwise.norm)
+        projected = []
+        for piece in raw:
+            y = aten.silu_(normalise(piece, hidden, w.scale, w.shift))
+            y *= gate_of(y, w).gate[:, :, None, None]
+            projected.append(as_images(rows(y) @ w.project.flatten(1).t(), piece))
+        final = batch_statistics(projected, block.project.norm)
+        result = new_images(len(x), projected[0])
+        for part, piece in zip(parts(projected), projected, strict=True):
+            out = normalise(piece, final, w.out_scale, w.out_shift, out=result[part])
+            if drop is not None:
+                out *= drop[part]
+            if block.has_skip:
+                out += x[part]
+        ctx.block, ctx.pieces, ctx.pixels = block, len(pieces), (hidden.pixels, final.pixels)
+        kept = *hidden[:2], *final[:2], *(folded or (None, None, None))
+        ctx.save_for_backward(x, drop, *tensors, *kept, *raw, *projected)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, drop, *tensors = ctx.saved_tensors
+        expand, w, tensors = tensors[:3], Weights(*tensors[3:13]), tensors[13:]
+        hidden = Statistics(tensors[0], tensors[1], ctx.pixels[0])
+        final = Statistics(tensors[2], tensors[3], ctx.pixels[1])
+        folded = Folded(*tensors[4:7]) if tensors[4] is not None else None
+        raw, projected = tensors[7 : 7 + ctx.pieces], tensors[7 + ctx.pieces :]
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        by_hidden, by_project, by_gate, by_final = project_backward(
+            gradient if drop is None else gradient * drop, raw, projected, hidden, final, w
+        )
+        by_x, by_expand, by_kernel, by_norm = depthwise_and_expand_backward(
+            x, by_hidden, raw, hidden, folded, expand, w, ctx.block.depthwise.conv
+        )
+        if ctx.block.has_skip:
+            by_x += gradient
+        return None, by_x, None, *by_expand, by_kernel, *by_norm, *by_gate, by_project, *by_final
+
+
+def project_backward(
+    gradient: Tensor,
+    raw: Sequence[Tensor],
+    projected: Sequence[Tensor],
+    hidden: Statistics,
+    final: Statistics,
+    w: Weights,
+) -> tuple[list[Tensor], Tensor, Sequence[Tensor], Tensor]:
+    """From the block's end to the BatchNorm behind the depthwise convolution: dz of each piece there, then gradients of
+    the projection, of the gate's four parameters, and of the last scale and shift (2, C')."""
+    incoming = [gradient[part] for part in parts(projected)]
+    by_final = total(norm_gradients(*pair, final, w.out_scale) for pair in zip(incoming, projected, strict=True))
+    to_projected = through_norm(final, w.out_scale, by_final)
+    project = w.project.flatten(1)
+    outgoing, sums = [], Sum()
+    for dy, piece, end in zip(incoming, raw, projected, strict=True):
+        z = normalise(piece, hidden, w.scale, w.shift)
+        y = functional.silu(z)
+        gate = gate_of(y, w)
+        by_end = rows(to_projected(dy, end))  # (N H W, C')
+        by_gated = as_images(by_end @ project, piece)
+        gated = y * gate.gate[:, :, None, None]
+        by_project = by_end.t() @ rows(gated)
+        by_pooled, by_gate = gate_backward(torch.mul(by_gated, y, out=gated).sum((2, 3)), gate, w)
+        by_pooled /= piece.shape[2] * piece.shape[3]
+        by_y = torch.addcmul(by_pooled[:, :, None, None], by_gated, gate.gate[:, :, None, None], out=by_gated)
+        outgoing.append(aten.silu_backward(by_y, z, grad_input=by_y))
+        sums.add(by_project, *by_gate)
+    by_project, *by_gate = sums.tensors
+    return outgoing, by_project.view_as(w.project), by_gate, by_final
+
+
+def depthwise_and_expand_backward(
+    x: Tensor,
+    by_hidden: list[Tensor],
+    raw: Sequence[Tensor],
+    hidden: Statistics,
+    folded: Folded | None,
+    expand: Sequence[Tensor],
+    w: Weights,
+    conv: nn.Conv2d,
+) -> tuple[Tensor, Sequence[Tensor | None], Tensor, Tensor]:
+    """From there to the input: gradients of ``x``, of the expansion's weight, scale and shift, of the kernel, and of
+    the scale and shift (2, E) behind it. Lets go of ``by_hidden`` piece by piece."""
+    by_norm = total(norm_gradients(*pair, hidden, w.scale) for pair in zip(by_hidden, raw, strict=True))
+    to_raw = through_norm(hidden, w.scale, by_norm)
+    by_x, sums = torch.empty_like(x), Sum()
+    to_input = None if folded is None else factors_of_input(folded, expand[0], expand[1])
+    for i, (part, piece) in enumerate(zip(parts(raw), raw, strict=True)):
+        by_raw = to_raw(by_hidden[i], piece)
+        by_hidden[i] = piece  # lets go of it
+        if folded is None or to_input is None:
+            by_x[part], by_kernel = depthwise_backward(by_raw, x[part], w.kernel, conv)
+            sums.add(by_kernel)
+            continue
+        pixels = with_ones(x[part])
+        z = as_images(pixels @ folded.matrix.t(), x[part])
+        by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
+        dz = rows(aten.silu_backward(by_y, z))
+        torch.mm(dz, to_input, out=rows(by_x[part]))
+        sums.add(by_kernel, dz.t() @ pixels)
+    if folded is None:
+        return by_x, (None, None, None), sums.tensors[0], by_norm
+    *by_expand, lacking = unfold(folded, expand[0], expand[1], sums.tensors[1])
+    rows(by_x).addmm_(with_ones(x), lacking)
+    return by_x, by_expand, sums.tensors[0], by_norm

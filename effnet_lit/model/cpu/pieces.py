@@ -1,0 +1,65 @@
+"""A batch in pieces of a few images, small enough to stay in the cache from one layer to the next.
+
+Moving activations between memory and cores takes longer than the arithmetic on them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PIECE_BYTES = 8 * 2**20  # of expanded activations; smaller pieces cost more calls, larger ones leave the cache
+
+
+def split(x: Tensor, channels: int) -> Sequence[Tensor]:
+    """Views of a few images each, so that a piece with so many channels has about ``PIECE_BYTES``."""
+    image = channels * x.shape[2] * x.shape[3] * x.element_size()
+    return x.split(max(1, PIECE_BYTES // image))
+
+
+def rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N H W, C), a view in channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def with_ones(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N H W, C + 1): a column of ones turns sums and shifts into parts of matrix products."""
+    return functional.pad(rows(x), (0, 1), value=1.0)
+
+
+def as_images(pixels: Tensor, like: Tensor) -> Tensor:
+    """(N H W, C) -> (N, C, H, W) with ``like``'s N, H and W, a view in channels_last."""
+    return pixels.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+class Sum:
+    """Sums of gradients over pieces, always in the same order."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+
+    def add(self, *terms: Tensor) -> None:
+        if not self.tensors:
+            self.tensors = list(terms)
+        else:
+            self.tensors = [old + new for old, new in zip(self.tensors, terms, strict=True)]
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Sum of tensors."""
+    return torch.stack(list(terms)).sum(0)
+
+
+def parts(pieces: Sequence[Tensor]) -> list[slice]:
+    """Where in the batch each piece's images are."""
+    ends = list(itertools.accumulate(len(piece) for piece in pieces))
+    return [slice(end - len(piece), end) for end, piece in zip(ends, pieces, strict=True)]
+
+
+def new_images(count: int, like: Tensor) -> Tensor:
+    """Uninitialised (count, C, H, W) in channels_last, of ``like``'s channels and size."""
+    return torch.empty((count, *like.shape[1:]), dtype=like.dtype, memory_format=torch.channels_last)

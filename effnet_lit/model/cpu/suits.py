@@ -1,0 +1,28 @@
+"""When the functions of this folder stand in for the modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def suits(module: nn.Module, x: Tensor) -> bool:
+    """Whether a function here can stand in for ``module``: a training step on a CPU in full precision, symmetric
+    padding, and every BatchNorm in training with running statistics."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and all(trains_plainly(part) for part in module.modules())
+    )
+
+
+def trains_plainly(part: nn.Module) -> bool:
+    """For one layer: nothing about it that the functions here leave out."""
+    if isinstance(part, _BatchNorm):
+        plain = type(part) is nn.BatchNorm2d
+        return plain and part.training and part.momentum is not None and part.track_running_stats
+    return not isinstance(part, nn.Conv2d) or type(part) is nn.Conv2d

@@ -1,0 +1,83 @@
+"""MBConv's training forward by the kernels, for networks in channels_last."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from effnet_lit.model.efficientnet import MBConv
+
+
+def available() -> bool:
+    """Triton is installed and has a GPU to compile for, or interprets (TRITON_INTERPRET=1)."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def covers(block: MBConv, x: Tensor) -> bool:
+    """Whether the kernels compute this block: plain BatchNorms in training, symmetric padding, more than one pixel."""
+    convolution = block.depthwise.conv
+    parts: tuple[Any, ...] = (block.expand, block.depthwise)
+    return (
+        all(plain_in_training(part.norm) for part in parts if isinstance(part, nn.Sequential))
+        and type(convolution) is nn.Conv2d
+        and (x.shape[0] > 1 or max(x.shape[2:]) > convolution.stride[0])
+    )
+
+
+def plain_in_training(norm: nn.BatchNorm2d) -> bool:
+    """Neither frozen nor synchronised between processes."""
+    return type(norm) is nn.BatchNorm2d and norm.training and norm.track_running_stats and norm.momentum is not None
+
+
+def mbconv_with_kernels(block: MBConv, x: Tensor) -> Tensor:
+    """``block(x)``, (N, C, H, W) in channels_last, of a block that the kernels cover.
+
+    Backward keeps the block's input and the raw outputs of its convolutions, and recomputes the rest. Running
+    statistics are updated as by ``nn.BatchNorm2d``.
+    """
+    assert covers(block, x)
+    from effnet_lit.model.kernels.fused import NormSiluDepthwise, NormSiluGateProject
+    from effnet_lit.model.kernels.moments import Moments
+    from effnet_lit.model.kernels.pointwise import channel_moments
+
+    norm, convolution = block.depthwise.norm, block.depthwise.conv
+    if isinstance(block.expand, nn.Sequential):
+        expansion: Any = block.expand
+        raw, first = pixels_first(expansion.conv(x)), expansion.norm
+        moments = channel_moments(raw.detach())
+        update_running(first, *moments)
+        arguments = (first.weight, first.bias, moments, first.eps, convolution.weight, convolution.stride[0])
+        y, mean, variance = NormSiluDepthwise.apply(raw, *arguments)
+        moments = Moments(mean, variance, y.numel() // y.shape[-1])
+    else:
+        y = pixels_first(convolution(x))
+        moments = channel_moments(y.detach())
+    update_running(norm, *moments)
+    reduce, expand = block.squeeze_excite.reduce, block.squeeze_excite.expand
+    squeeze = (reduce.weight, reduce.bias, expand.weight, expand.bias)
+    projection = block.project.conv.weight
+    y = NormSiluGateProject.apply(y, norm.weight, norm.bias, moments, norm.eps, projection, *squeeze)
+    y = block.project.norm(y.permute(0, 3, 1, 2))
+    return x + block.drop_path(y) if block.has_skip else y
+
+
+def pixels_first(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> [N, H, W, C]; copies only what was not channels_last."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+@torch.no_grad()
+def update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Running mean and unbiased variance, as ``nn.BatchNorm2d`` does."""
+    assert norm.momentum is not None and norm.num_batches_tracked is not None
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)

@@ -1,0 +1,80 @@
+"""Mean and variance of a channel from many programs, without atomics: each program writes the count, mean and sum of
+squared deviations (M2) of what it saw, and they are merged as in Chan, Golub and LeVeque 1983."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Kernels divide and multiply-add freely; said here, since Triton is about to change its default.
+FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
+PROGRAMS_WANTED = 1024  # about 8 for each multiprocessor of a large GPU
+
+
+class Moments(NamedTuple):
+    """Per-channel mean and biased variance, float32 [C] (float64 of a float64 input), of ``size`` values each."""
+
+    mean: Tensor
+    variance: Tensor
+    size: int
+
+
+@triton.jit
+def sigmoid(z):
+    return 1.0 / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def silu_slope(z):
+    s = sigmoid(z)
+    return s * (1.0 + z * (1.0 - s))
+
+
+@triton.jit
+def store_moments(out, count, pivot, total, square, program, programs, channel, C):
+    """Merge the lanes [L, BLOCK_C] of a program, which summed value - pivot and its square, into out [3, programs, C].
+
+    A pivot near the values keeps float32 from cancelling where the mean is large beside the deviation.
+    """
+    safe = tl.maximum(count, 1.0)
+    lane_mean = pivot + total / safe
+    lane_m2 = square - total * total / safe
+    whole = tl.sum(count, 0)
+    mean = tl.sum(tl.where(count > 0, count * lane_mean, 0.0), 0) / tl.maximum(whole, 1.0)
+    gap = tl.where(count > 0, lane_mean - mean[None, :], 0.0)
+    m2 = tl.sum(tl.where(count > 0, lane_m2 + count * gap * gap, 0.0), 0)
+    inside = channel < C
+    step = tl.cast(programs, tl.int64) * C
+    place = out + tl.cast(program, tl.int64) * C + channel
+    tl.store(place, whole, mask=inside)
+    tl.store(place + step, mean, mask=inside)
+    tl.store(place + 2 * step, m2, mask=inside)
+
+
+def merge(partial: Tensor, size: int) -> Moments:
+    """[3, programs, C] of ``store_moments`` -> moments; in float64, the sums are short."""
+    counts, means, m2 = partial.double().unbind(0)
+    mean = (counts * means).sum(0) / size
+    variance = (m2 + counts * (means - mean).square()).sum(0) / size
+    return Moments(mean.to(partial.dtype), variance.to(partial.dtype), size)
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """What kernels compute in: float64 of float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def triton_arithmetic(dtype: torch.dtype) -> tl.dtype:
+    """``arithmetic`` in Triton's words."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def channel_block(channels: int) -> int:
+    """Channels a program handles: 64 fill a 128-byte line in half precision, 32 waste fewer lanes on narrow layers."""
+    if channels <= 16:
+        return 16
+    return 64 if channels % 64 == 0 or channels > 512 else 32

@@ -1,0 +1,220 @@
+"""Device code of passes over [N, H, W, C] that activate what they read, for ``pointwise``.
+
+A program handles BLOCK_C channels of a run of pixels of one image and writes what it sums to a row of its own.
+"""
+# Kernels are Triton's language, which a type checker takes for Python
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from effnet_lit.model.kernels.moments import sigmoid, silu_slope, store_moments
+
+
+@triton.jit
+def place(runs, steps, C, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """This program's (number, image, first pixel) and its channels."""
+    blocks = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0) // blocks
+    channel = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    return program, program // runs, program % runs * (steps * BLOCK_P), channel
+
+
+@triton.jit
+def block(image, first, pixels, channel, C, BLOCK_P: tl.constexpr):
+    """(offsets, mask) [BLOCK_P, BLOCK_C]; offsets are 64-bit, a batch may pass 2^31 elements."""
+    pixel = first + tl.arange(0, BLOCK_P)
+    offset = (image.to(tl.int64) * pixels + pixel) * C
+    return offset[:, None] + channel[None, :], (pixel < pixels)[:, None] & (channel < C)[None, :]
+
+
+@triton.jit
+def of_channel(vector, channel, C, ACC: tl.constexpr):
+    """vector [C] -> [1, BLOCK_C]."""
+    return tl.load(vector + channel, mask=channel < C, other=0.0).to(ACC)[None, :]
+
+
+@triton.jit
+def store_sum(out, value, program, channel, C):
+    """Into out [programs, C]."""
+    tl.store(out + tl.cast(program, tl.int64) * C + channel, tl.sum(value, 0), mask=channel < C)
+
+
+@triton.jit
+def moments_kernel(
+    x,
+    moments,
+    programs,
+    pixels,
+    runs,
+    steps,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    count = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    pivot, total, square = count, count, count
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        value = tl.load(x + offset, mask=inside, other=0.0).to(ACC)
+        pivot = tl.where(t == 0, value, pivot)
+        value = tl.where(inside, value - pivot, 0.0)
+        count += tl.where(inside, 1.0, 0.0)
+        total += value
+        square += value * value
+    store_moments(moments, count, pivot, total, square, program, programs, channel, C)
+
+
+@triton.jit
+def pool_kernel(
+    y,
+    scale,
+    shift,
+    sums,
+    pixels,
+    runs,
+    steps,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
+    total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        z = tl.load(y + offset, mask=inside, other=0.0).to(ACC) * a + b
+        total += tl.where(inside, z * sigmoid(z), 0.0)
+    store_sum(sums, total, program, channel, C)
+
+
+@triton.jit
+def gate_kernel(
+    y,
+    scale,
+    shift,
+    gate,
+    e,
+    pixels,
+    runs,
+    steps,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
+    g = of_channel(gate + image * C, channel, C, ACC)
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        z = tl.load(y + offset, mask=inside, other=0.0).to(ACC) * a + b
+        tl.store(e + offset, (z * sigmoid(z) * g).to(e.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate_sums_kernel(
+    y,
+    de,
+    scale,
+    shift,
+    mean,
+    sums,
+    programs,
+    pixels,
+    runs,
+    steps,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Five sums, in the order of ``GateSums``."""
+    program, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
+    centre = of_channel(mean, channel, C, ACC)
+    gate = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    outer, inner, outer_centred, inner_centred = gate, gate, gate, gate
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        value = tl.load(y + offset, mask=inside, other=0.0).to(ACC)
+        grad = tl.load(de + offset, mask=inside, other=0.0).to(ACC)
+        z = value * a + b
+        slope = tl.where(inside, silu_slope(z), 0.0)
+        gate += grad * z * sigmoid(z)
+        outer += grad * slope
+        inner += slope
+        outer_centred += grad * slope * (value - centre)
+        inner_centred += slope * (value - centre)
+    step = tl.cast(programs, tl.int64) * C
+    store_sum(sums, gate, program, channel, C)
+    store_sum(sums + step, outer, program, channel, C)
+    store_sum(sums + 2 * step, inner, program, channel, C)
+    store_sum(sums + 3 * step, outer_centred, program, channel, C)
+    store_sum(sums + 4 * step, inner_centred, program, channel, C)
+
+
+@triton.jit
+def gate_gradient_kernel(
+    y,
+    de,
+    scale,
+    shift,
+    mean,
+    gate,
+    dpooled,
+    correction,
+    dy,
+    pixels,
+    runs,
+    steps,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
+    centre = of_channel(mean, channel, C, ACC)
+    constant, slope = of_channel(correction, channel, C, ACC), of_channel(correction + C, channel, C, ACC)
+    g = of_channel(gate + image * C, channel, C, ACC)
+    pooled = of_channel(dpooled + image * C, channel, C, ACC)
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        value = tl.load(y + offset, mask=inside, other=0.0).to(ACC)
+        grad = tl.load(de + offset, mask=inside, other=0.0).to(ACC)
+        dz = (grad * g + pooled) * silu_slope(value * a + b)
+        result = a * dz - constant - slope * (value - centre)
+        tl.store(dy + offset, result.to(dy.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def norm_gradient_kernel(
+    x,
+    dz,
+    scale,
+    mean,
+    correction,
+    pixels,
+    runs,
+    steps,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """In place on dz."""
+    _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, centre = of_channel(scale, channel, C, ACC), of_channel(mean, channel, C, ACC)
+    constant, slope = of_channel(correction, channel, C, ACC), of_channel(correction + C, channel, C, ACC)
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        value = tl.load(x + offset, mask=inside, other=0.0).to(ACC)
+        grad = tl.load(dz + offset, mask=inside, other=0.0).to(ACC)
+        result = a * grad - constant - slope * (value - centre)
+        tl.store(dz + offset, result.to(dz.dtype.element_ty), mask=inside)

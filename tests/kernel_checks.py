@@ -1,0 +1,242 @@
+"""The kernels against plain PyTorch; ``test_kernels`` runs this file in Triton's interpreter and on a GPU."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from effnet_lit.model import efficientnet
+from effnet_lit.model.efficientnet import MBConv, Stage
+from effnet_lit.model.kernels import depthwise, pointwise
+from effnet_lit.model.kernels.depthwise import norm_silu_depthwise, norm_silu_depthwise_backward
+from effnet_lit.model.kernels.mbconv import mbconv_with_kernels
+
+
+@pytest.fixture(autouse=True)
+def plain_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compare with, not the CPU's own functions."""
+    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+SETTINGS = {"padding": "symmetric", "batchnorm_eps": 1e-3, "batchnorm_momentum": 0.1}
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def layer(
+    kernel: int, channels: int, height: int, width: int, images: int = 2
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x [N, H, W, C], scale, shift, weight (C, 1, K, K) in float64; silu(shift) is far from 0."""
+    torch.manual_seed(0)
+    x = torch.randn(images, height, width, channels, dtype=torch.float64, device=DEVICE) + 1
+    scale = torch.rand(channels).to(x) + 0.5
+    shift = torch.randn(channels).to(x) + 3
+    return x, scale, shift, torch.randn(channels, 1, kernel, kernel).to(x)
+
+
+def plain(z: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Depthwise convolution of silu(z), [N, H, W, C]."""
+    padding, groups = weight.shape[-1] // 2, weight.shape[0]
+    activated = functional.silu(z).permute(0, 3, 1, 2)
+    return functional.conv2d(activated, weight, None, stride, padding, groups=groups).permute(0, 2, 3, 1)
+
+
+def check_depthwise(kernel: int, stride: int, channels: int, height: int, width: int, images: int = 2) -> None:
+    """Values, moments and all gradients, in float64."""
+    x, scale, shift, weight = layer(kernel, channels, height, width, images)
+    z, wanted_weight = (x * scale + shift).requires_grad_(), weight.clone().requires_grad_()
+    wanted = plain(z, wanted_weight, stride)
+    y, moments = norm_silu_depthwise(x, scale, shift, weight, stride)
+    torch.testing.assert_close(y, wanted.detach(), **EXACT)
+    torch.testing.assert_close(moments.mean, wanted.detach().mean((0, 1, 2)), **EXACT)
+    torch.testing.assert_close(moments.variance, wanted.detach().var((0, 1, 2), correction=0), **EXACT)
+    dy, mean = torch.randn_like(y), x.mean((0, 1, 2))
+    dz, sums, dweight = norm_silu_depthwise_backward(x, dy, scale, shift, mean, weight, stride)
+    wanted_dz, wanted_dweight = torch.autograd.grad(wanted, (z, wanted_weight), dy)
+    torch.testing.assert_close(dz, wanted_dz, **EXACT)
+    torch.testing.assert_close(dweight, wanted_dweight, **EXACT)
+    centred = (wanted_dz * (x - mean)).sum((0, 1, 2))
+    torch.testing.assert_close(sums, torch.stack((wanted_dz.sum((0, 1, 2)), centred)), **EXACT)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "height", "width"), [(5, 7, 8), (20, 4, 5), (40, 3, 2)])
+def test_depthwise(kernel: int, stride: int, channels: int, height: int, width: int) -> None:
+    check_depthwise(kernel, stride, channels, height, width)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "images"), [(3, 1, 12), (5, 2, 6)])
+def test_programs_that_take_several_turns(
+    kernel: int, stride: int, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthwise, "PROGRAMS_WANTED", 1)
+    cut = depthwise.tiling(images, 5, -(-5 // stride), -(-9 // stride), kernel, stride)
+    assert cut.turns > 1
+    check_depthwise(kernel, stride, 5, 5, 9, images)
+
+
+def test_strips_of_a_tall_image() -> None:
+    cut = depthwise.tiling(1, 5, 19, 3, 3, 1)
+    assert cut.strips > 1 and cut.strips * cut.rows > 19
+    check_depthwise(3, 1, 5, 19, 3, 1)
+
+
+def test_the_activation_is_padded_not_its_input() -> None:
+    x, scale, shift, weight = layer(3, 5, 7, 7)
+    y, _ = norm_silu_depthwise(x, scale, shift, weight, 1)
+    around = (0, 0, 1, 1, 1, 1)
+    wrong = plain(functional.pad(x, around) * scale + shift, weight, 1)[:, 1:-1, 1:-1]
+    assert (y - wrong).abs().max() > 1
+    torch.testing.assert_close(y[:, 1:-1, 1:-1], wrong[:, 1:-1, 1:-1], **EXACT)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU with 14 GB")
+def test_more_elements_than_32_bits_count() -> None:
+    if torch.cuda.mem_get_info()[0] < 14e9:
+        pytest.skip("needs a GPU with 14 GB free")
+    one, weight = torch.ones(96, device=DEVICE), torch.ones(96, 1, 3, 3, device=DEVICE)
+    x = torch.randn(1, 112, 112, 96, device=DEVICE, dtype=torch.bfloat16).expand(1800, -1, -1, -1).contiguous()
+    assert x.numel() > 2**31
+    y, _ = norm_silu_depthwise(x, one, one, weight, 2)
+    first, _ = norm_silu_depthwise(x[:1], one, one, weight, 2)
+    torch.testing.assert_close(y[-1:], first)
+    gate = torch.ones(1800, 96, device=DEVICE)
+    torch.testing.assert_close(
+        pointwise.norm_silu_gate(x, one, one, gate)[-1:], pointwise.norm_silu_gate(x[:1], one, one, gate[:1])
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_low_precision_rounds_at_the_end_only(dtype: torch.dtype) -> None:
+    x, scale, shift, weight = layer(3, 20, 7, 7)
+    x, scale, shift, weight = x.to(dtype), scale.float(), shift.float(), weight.float()
+    z = (x.double() * scale.double() + shift.double()).requires_grad_()
+    wanted = plain(z, weight.double(), 1)
+    y, moments = norm_silu_depthwise(x, scale, shift, weight, 1)
+    assert y.dtype == dtype and moments.mean.dtype == torch.float32
+    one_rounding = {"rtol": torch.finfo(dtype).eps, "atol": 1e-5}
+    torch.testing.assert_close(y.double(), wanted.detach(), **one_rounding)
+    stored = y.double().var((0, 1, 2), correction=0)
+    torch.testing.assert_close(moments.variance.double(), stored, rtol=1e-5, atol=1e-5)
+    dy = torch.randn_like(y)
+    dz, _, _ = norm_silu_depthwise_backward(x, dy, scale, shift, moments.mean, weight, 1)
+    torch.testing.assert_close(dz.double(), torch.autograd.grad(wanted, z, dy.double())[0], **one_rounding)
+
+
+def test_moments_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise, "PROGRAMS_WANTED", 1)
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 9, 20, device=DEVICE)
+    one, middle = torch.ones(20, device=DEVICE), torch.zeros(20, 1, 3, 3, device=DEVICE)
+    middle[:, 0, 1, 1] = 1  # silu(x + 1000) passes unchanged
+    y, from_depthwise = norm_silu_depthwise(x, one, 1000 * one, middle, 1)
+    wanted = y.double().var((0, 1, 2), correction=0)
+    naive = y.square().mean((0, 1, 2)) - y.mean((0, 1, 2)).square()
+    assert (naive - wanted).abs().max() > 1e-2
+    for moments in (from_depthwise, pointwise.channel_moments(y)):
+        torch.testing.assert_close(moments.variance.double(), wanted, rtol=1e-4, atol=0)
+        torch.testing.assert_close(moments.mean.double(), y.double().mean((0, 1, 2)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("channels", "side", "programs"), [(5, 7, 1024), (40, 13, 1024), (40, 13, 1)])
+def test_pool_and_gate(channels: int, side: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise, "PROGRAMS_WANTED", programs)
+    y, scale, shift, _ = layer(3, channels, side, side)
+    gate = torch.rand(2, channels).to(y)
+    activated = functional.silu(y * scale + shift)
+    torch.testing.assert_close(pointwise.norm_silu_pool(y, scale, shift), activated.mean((1, 2)), **EXACT)
+    gated = pointwise.norm_silu_gate(y, scale, shift, gate)
+    torch.testing.assert_close(gated, activated * gate[:, None, None], **EXACT)
+
+
+def mbconv(expand: int, kernel: int, stride: int, out_channels: int, **settings: str) -> MBConv:
+    """In float64, channels_last, with weights large enough that no part's gradient vanishes."""
+    torch.manual_seed(0)
+    block = MBConv(4, Stage(expand, kernel, stride, out_channels, 1), stride, 0.0, SETTINGS | settings).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, 0.2, 0.3)
+    return block.to(DEVICE, memory_format=torch.channels_last)
+
+
+def images(height: int = 7, width: int = 6) -> Tensor:
+    """(2, 4, H, W) in float64, channels_last."""
+    x = torch.randn(2, 4, height, width, dtype=torch.float64, device=DEVICE)
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("shape", "side", "programs"),
+    [((6, 3, 1, 4), 7, 1024), ((6, 5, 2, 5), 13, 1), ((4, 5, 1, 5), 3, 1024), ((1, 3, 1, 4), 13, 1)],
+)
+def test_mbconv(shape: tuple[int, int, int, int], side: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise, "PROGRAMS_WANTED", programs)
+    block = mbconv(*shape)
+    plain_block = copy.deepcopy(block)
+    for _ in range(2):  # running statistics move twice
+        x = images(side, side - 1)
+        wanted, found = plain_block(x), mbconv_with_kernels(block, x)
+        torch.testing.assert_close(found, wanted, **EXACT)
+        upstream = torch.randn_like(wanted)
+        wanted_grads = torch.autograd.grad(wanted, (x, *plain_block.parameters()), upstream)
+        grads = torch.autograd.grad(found, (x, *block.parameters()), upstream)
+        for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
+            assert wanted_grad.abs().max() > 1e-3
+            torch.testing.assert_close(grad, wanted_grad, **EXACT)
+    for (name, buffer), wanted in zip(block.named_buffers(), plain_block.buffers(), strict=True):
+        torch.testing.assert_close(buffer, wanted, **EXACT, msg=name)
+
+
+def test_mbconv_under_autocast_is_as_exact_as_the_plain_one() -> None:
+    exact = mbconv(6, 3, 1, 4)
+    x = images()
+    upstream = torch.randn_like(x)
+    wanted = torch.autograd.grad(exact(x), (x, *exact.parameters()), upstream)
+    errors = []
+    for forward in (MBConv.forward, mbconv_with_kernels):
+        block, low = mbconv(6, 3, 1, 4).float(), x.detach().float().requires_grad_()
+        with torch.autocast(DEVICE, torch.bfloat16):
+            y = forward(block, low)
+        grads = torch.autograd.grad(y, (low, *block.parameters()), upstream.to(y.dtype))
+        assert [grad.dtype for grad in grads] == [torch.float32] * len(grads)
+        errors.append([((g - w).norm() / w.norm()).item() for g, w in zip(grads, wanted, strict=True)])
+    plainly, found = (torch.tensor(error) for error in errors)
+    assert found.median() < 0.01 and found.median() < 1.2 * plainly.median()
+
+
+def test_only_raw_outputs_are_kept() -> None:
+    block, x = mbconv(6, 3, 1, 4), images()
+
+    def hidden_kept(forward: object) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = forward(block, x)  # pyright: ignore
+        del y
+        return sum(size == 6 * x.numel() for size in sizes.values())
+
+    assert hidden_kept(mbconv_with_kernels) == 2  # of expand and of depthwise
+    assert hidden_kept(MBConv.forward) > 4
+
+
+@pytest.mark.parametrize("case", ["evaluation", "frozen", "same padding"])
+def test_what_the_kernels_do_not_cover_takes_the_plain_way(case: str) -> None:
+    block = mbconv(6, 3, 2, 5, padding="same" if case == "same padding" else "symmetric")
+    if case == "evaluation":
+        block.eval()
+    if case == "frozen":
+        block.depthwise.norm.eval()
+    plain_block, x = copy.deepcopy(block), images()
+    block.kernels = True
+    assert torch.equal(block(x), plain_block(x))
+    for buffer, wanted in zip(block.buffers(), plain_block.buffers(), strict=True):
+        assert torch.equal(buffer, wanted)

@@ -1,0 +1,118 @@
+"""Triton kernels: right in the interpreter, compilable for GPUs, right on a GPU where there is one."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+from effnet_lit.config import UserError
+from effnet_lit.model.zoo import create_model, use_kernels
+try:
+    use_kernels(create_model())
+except UserError as error:
+    print(error)
+"""
+
+
+def check(**environment: str) -> None:
+    """Run ``kernel_checks`` in a process of its own: Triton decides at import whether it interprets."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/kernel_checks.py"]
+    done = subprocess.run(command, cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_in_the_interpreter() -> None:
+    pytest.importorskip("triton", minversion="3.9", reason="older interpreters fail under NumPy 2.4")
+    check(TRITON_INTERPRET="1")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu() -> None:
+    check()
+
+
+def test_without_triton() -> None:
+    command = [sys.executable, "-c", WITHOUT_TRITON]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "needs Triton" in done.stdout
+
+
+def compiled(kernel: Any, integers: Any, capability: int = 90, **constants: Any) -> Any:
+    """For an NVIDIA GPU that need not be there; ``integers`` is their type, or 1, a constant to Triton."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    half = {"x", "y", "dy", "dz", "de", "e"}
+    single = {"scale", "shift", "mean", "weight", "moments", "sums", "dweight", "gate", "dpooled", "correction"}
+    signature, aligned = {}, {}
+    for i, name in enumerate(inspect.signature(kernel.fn).parameters):
+        pointer = "*bf16" if name in half else "*fp32" if name in single else None
+        if integers == 1 and pointer is None and name != "C":
+            constants.setdefault(name, 1)
+        signature[name] = "constexpr" if name in constants else pointer or "i32"
+        if pointer or name == "C":
+            aligned[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, aligned)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target, {"num_warps": 4, "enable_fp_fusion": True})
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton, not interpreting, with an empty cache."""
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(("integers", "capability"), [("i32", 75), (1, 90)])
+def test_kernels_compile(integers: str | int, capability: int) -> None:
+    """The interpreter runs things that the compiler refuses."""
+    import triton.language as tl
+
+    from effnet_lit.model.kernels import depthwise_kernels, pointwise_kernels
+
+    shape = {"BLOCK_C": 32, "ACC": tl.float32}
+    for kernel in (depthwise_kernels.forward_kernel, depthwise_kernels.backward_kernel):
+        for stride in (1, 2):
+            window = {"KERNEL": 3, "STRIDE": stride, "COLUMNS": 1, "LANES": 4}
+            compiled(kernel, integers, capability, **shape, **window)
+    kernels = [value for name, value in vars(pointwise_kernels).items() if name.endswith("_kernel")]
+    assert len(kernels) == 6
+    for kernel in kernels:
+        compiled(kernel, integers, capability, **shape, BLOCK_P=32)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_windows_stay_in_registers(tmp_path: Path) -> None:
+    import triton.language as tl
+    from triton import knobs
+
+    from effnet_lit.model.kernels.depthwise import SHAPES, WARPS
+    from effnet_lit.model.kernels.depthwise_kernels import backward_kernel, forward_kernel
+
+    assert WARPS == 4  # as compiled here
+    for kernel in (forward_kernel, backward_kernel):
+        for (size, stride), (columns, values) in SHAPES.items():
+            shape = {"KERNEL": size, "STRIDE": stride, "COLUMNS": columns, "LANES": values // 32}
+            binary = tmp_path / "kernel.cubin"
+            binary.write_bytes(compiled(kernel, "i32", **shape, BLOCK_C=32, ACC=tl.float32).asm["cubin"])
+            command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            assert "STACK:0 " in usage and "LOCAL:0 " in usage, (shape, usage)
