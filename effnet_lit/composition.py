@@ -168,6 +168,9 @@ def read_pages(overrides: Sequence[str]) -> tuple[Config, str]:
 def resolve(config: Config, preset: str, index: Index | None) -> None:
     """Replace each ``auto`` that depends on the data and the preset, not on the device, by what it becomes."""
     data, embedded = config.data, config.data.dir is None
+    if config.batch_size == "auto":
+        config.batch_size = read_pages([f"preset={preset}"])[0].batch_size
+        check(config)
     config.name = run_name(config.name, data.dir, preset)
     if config.model.weights == "auto":
         config.model.weights = "none" if embedded else "imagenet"

@@ -136,9 +136,9 @@ class ModelConfig:
         0.2, "stochastic depth: chance to skip the last block, falling to 0 at the first", possible=Range(0.0, 0.9)
     )
     gradient_checkpointing: str = knob(
-        "off",
-        "what backward computes again to save memory: activations = what is cheap; blocks = everything",
-        choices=("off", "activations", "blocks"),
+        "auto",
+        "computed again to save memory: activations = what is cheap, blocks = everything; auto = as little as fits",
+        choices=("auto", "off", "activations", "blocks"),
     )
     kernels: str = knob(
         "off", "on = the blocks' own Triton kernels on a CUDA GPU; speed not measured yet", choices=("off", "on")
@@ -155,6 +155,17 @@ class TrainingConfig:
     final_rate_fraction: float = knob(0.01, "rate at the last step, as a share of learning_rate", possible=FRACTION)
     averaging_fraction: float = knob(
         0.05, "span of the weight average, as a share of all steps; 0 = no averaging", possible=Range(0.0, 0.5)
+    )
+    micro_batch: int | str = knob(
+        "auto",
+        "images at once; auto = batch_size, or a half, a quarter ... of it where memory is short",
+        unit="images",
+        possible=Range(2, 1e9),
+    )
+    compile: str = knob(
+        "off",
+        "torch.compile on a GPU; auto = where the run is long enough to win back what compiling takes",
+        choices=("off", "auto", "on"),
     )
     early_stopping: int = knob(
         0,
@@ -178,9 +189,9 @@ class Config:
     """One run. The card's five knobs stand at the top level."""
 
     name: str = knob("auto", "ends the run folder's name; auto = data folder and preset")
-    batch_size: int = knob(
+    batch_size: int | str = knob(
         32,
-        "images in one step",
+        "images to one step of the optimiser; auto = the preset's",
         unit="images",
         possible=Range(2, 1e9),  # BatchNorm cannot learn from one
         card=Range(8, 64, "below 8 BatchNorm's statistics are noise, above 64 a small set has too few steps"),
@@ -248,6 +259,11 @@ def check(config: Config) -> None:
     if config.data.mixup + config.data.cutmix > 1:
         raise UserError(
             "data.mixup and data.cutmix are chances that exclude each other; lower one so that both fit in 1."
+        )
+    batch, micro = config.batch_size, config.training.micro_batch
+    if isinstance(micro, int) and isinstance(batch, int) and batch % micro:
+        raise UserError(
+            f"training.micro_batch={micro} does not divide batch_size={batch}; use a half or a quarter of it, or auto."
         )
     if config.data.fold is not None:
         fold_of(config.data.fold)

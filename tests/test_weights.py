@@ -120,7 +120,8 @@ def test_gradients_agree_in_float64(reference: object, tmp_path: Path) -> None:
     expected = rename(gradients[1], "efficientnet_b0", "gradients")
     assert gradients[0].keys() == expected.keys()
     for name, gradient in gradients[0].items():
-        assert float((gradient - expected[name]).abs().max() / expected[name].abs().max()) < 1e-8, name
+        size = max(float(expected[name].abs().max()), 1e-6)  # some are zero but for rounding
+        assert float((gradient - expected[name]).abs().max()) < 1e-8 * size, name
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small"])

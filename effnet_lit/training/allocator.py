@@ -1,13 +1,12 @@
-"""glibc keeps freed memory for the next step, in huge pages, instead of handing it back to the kernel.
+"""glibc keeps freed memory for the next step instead of handing it back to the kernel.
 
 By default blocks of some megabytes go back to the kernel when they are freed, and every training step pays again for
-each fresh page: a sixth to a third of its time on a CPU (docs/decisions/memory.md).
+each fresh page: a sixth to a third of its time on a CPU (docs/decisions/training_step.md).
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 
@@ -20,7 +19,6 @@ def keep_freed_memory() -> None:
     """For this process from now on; does nothing where the C library is not glibc. Call it before the first tensor."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it at its first large tensor
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)

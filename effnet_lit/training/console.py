@@ -9,12 +9,22 @@ from torch import nn
 
 from effnet_lit.config import VERY_LARGE_SET, Config
 from effnet_lit.data.prepare import PreparedData
+from effnet_lit.training.compiling import Decision
 from effnet_lit.training.hardware import Hardware, batch_advice
 from effnet_lit.training.progress import time_text
 from effnet_lit.training.result import Result
+from effnet_lit.training.step_plan import MemoryPlan
 
 
-def introduce(config: Config, hardware: Hardware, data: PreparedData, network: nn.Module, console: Console) -> None:
+def introduce(
+    config: Config,
+    hardware: Hardware,
+    data: PreparedData,
+    network: nn.Module,
+    plan: MemoryPlan,
+    compiling: Decision,
+    console: Console,
+) -> None:
     """Say what is about to be trained on what, and what the card advises."""
     parts = ", ".join(f"{len(data.part(name)):,} {name}" for name in ("train", "val", "test"))
     source = config.data.dir or "embedded digits"
@@ -31,10 +41,14 @@ def introduce(config: Config, hardware: Hardware, data: PreparedData, network: n
         console.print(f"         {note}")
     console.print(f"Model    {config.model.name}, {size / 1e6:.2f} M parameters, {network.weights_description}")
     console.print(f"Device   {hardware.name}, precision {hardware.precision}")
+    console.print(f"Memory   {plan.sentence()}")
+    if config.training.compile != "off":
+        console.print(f"Compiler {compiling.reason}")
     console.print(
         f"Recipe   {config.name}: {config.epochs} epochs, batch {config.batch_size}, rate {config.learning_rate:g}, "
         f"dropout {config.dropout_rate:g}, {config.augmentation} augmentation"
     )
+    assert isinstance(config.batch_size, int)
     advice = [batch_advice(hardware, config.batch_size)]
     if len(data.labels) > VERY_LARGE_SET and config.model.name == "efficientnet_b0":
         advice.append(

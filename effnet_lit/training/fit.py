@@ -28,7 +28,7 @@ from effnet_lit.data.balance import class_weights
 from effnet_lit.data.datamodule import ClassFolderDataModule
 from effnet_lit.data.prepare import PreparedData, prepare
 from effnet_lit.model.modelfile import ImageClassifier
-from effnet_lit.model.zoo import create_model, set_gradient_checkpointing, use_kernels
+from effnet_lit.model.zoo import create_model, use_kernels
 from effnet_lit.training.allocator import keep_freed_memory
 from effnet_lit.training.checkpoint import (
     AtomicCheckpointIO,
@@ -36,6 +36,7 @@ from effnet_lit.training.checkpoint import (
     StoppedByUser,
     checkpoint_to_resume,
 )
+from effnet_lit.training.compiling import compile_network
 from effnet_lit.training.console import conclude, introduce
 from effnet_lit.training.data_wait import DataWait
 from effnet_lit.training.hardware import choose_workers, resolve_hardware
@@ -43,6 +44,7 @@ from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_logger
 from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
 from effnet_lit.training.result import Result, finish, header, point_latest, unused, write_settings
+from effnet_lit.training.step_plan import plan_step
 
 # Lightning's advice that does not apply: the loader only gathers rows of an array, our sampler resumes mid-epoch, and
 # curves are kept per epoch.
@@ -74,8 +76,11 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     config.data.cache = data.cache
     config.data.workers = choose_workers(config.data.workers, hardware.accelerator, data.cache)
     network = build_network(config, len(data.class_names))
-    introduce(config, hardware, data, network, console)
+    plan, compiling = plan_step(config, hardware, network, len(data.part("train")))
+    introduce(config, hardware, data, network, plan, compiling, console)
     checkpoint = checkpoint_to_resume(run_dir, data) if config.resume else None
+    if compiling.on:
+        compile_network(network)
     module, datamodule, trainer = build_training(config, data, network, run_dir, console)
     write_settings(run_dir, config, data)
     point_latest(run_dir)
@@ -118,7 +123,6 @@ def build_network(config: Config, classes: int) -> nn.Module:
         drop_path_rate=config.model.drop_path_rate,
         image_size=config.data.image_size,
     )
-    set_gradient_checkpointing(network, config.model.gradient_checkpointing)
     if config.model.kernels == "on":
         use_kernels(network)
     config.data.mean = config.data.mean or list(network.mean)  # type: ignore[arg-type]
@@ -130,9 +134,9 @@ def build_training(
     config: Config, data: PreparedData, network: nn.Module, run_dir: Path, console: Console
 ) -> tuple[Classifier, ClassFolderDataModule, lightning.Trainer]:
     """Module, data and Trainer of a run."""
-    assert isinstance(config.data.workers, int)
+    assert isinstance(config.data.workers, int) and isinstance(config.training.micro_batch, int)
     balance = config.data.balance
-    datamodule = ClassFolderDataModule(data, config.batch_size, config.seed, config.data.workers, balance)
+    datamodule = ClassFolderDataModule(data, config.training.micro_batch, config.seed, config.data.workers, balance)
     check_trainer_numbers(config)
     total = total_steps(config, datamodule.batches_per_epoch)
     classes = len(data.class_names)
@@ -160,6 +164,7 @@ def build_trainer(config: Config, run_dir: Path, loggers: list[Logger], callback
         UserError: Lightning refuses a value.
     """
     options = {"num_sanity_val_steps": 0, "enable_model_summary": False} | config.trainer
+    options["accumulate_grad_batches"] = accumulated(config)
     try:
         return lightning.Trainer(
             max_epochs=config.epochs,
@@ -194,11 +199,18 @@ def total_steps(config: Config, batches_per_epoch: int) -> int:
     """
     limit, most = config.trainer.get("limit_train_batches", 1.0), config.trainer.get("max_steps", -1)
     batches = min(batches_per_epoch, limit if isinstance(limit, int) else int(batches_per_epoch * limit))
-    steps = math.ceil(batches / config.trainer.get("accumulate_grad_batches", 1)) * config.epochs
+    steps = math.ceil(batches / accumulated(config)) * config.epochs
     steps = steps if most < 0 else min(steps, most)
     if steps < 1:
         raise UserError("trainer.limit_train_batches or trainer.max_steps leaves nothing to train; raise it.")
     return steps
+
+
+def accumulated(config: Config) -> int:
+    """Micro-batches to one step of the optimiser; at most as many images as were asked for."""
+    assert isinstance(config.batch_size, int) and isinstance(config.training.micro_batch, int)
+    pieces = max(1, config.batch_size // config.training.micro_batch)
+    return pieces * config.trainer.get("accumulate_grad_batches", 1)
 
 
 def train(
@@ -216,6 +228,12 @@ def train(
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer.* has a value that Lightning refuses: {str(error).splitlines()[0]}") from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"Out of memory with {module.config.training.micro_batch} images at once; go on with: python train.py "
+            f"resume={run_dir}, when other programs that use the device have ended, or start anew with a smaller "
+            "training.micro_batch."
+        ) from error
     except StoppedByUser as stop:
         raise KeyboardInterrupt(f"{stop} Go on with: python train.py resume={run_dir}") from None
     finally:

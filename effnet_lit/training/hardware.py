@@ -20,6 +20,11 @@ class Hardware:
     memory: int
     free_memory: int
 
+    @property
+    def device(self) -> str:
+        """As PyTorch calls it."""
+        return "cuda" if self.accelerator == "gpu" else self.accelerator
+
 
 def resolve_hardware(config: Config) -> Hardware:
     """Choose device and precision, and store what they became in ``config``.

@@ -23,15 +23,16 @@ def available() -> bool:
 def covers(block: MBConv, x: Tensor) -> bool:
     """Whether the kernels compute this block: plain BatchNorms in training, symmetric padding, more than one pixel."""
     convolution = block.depthwise.conv
-    parts: tuple[Any, ...] = (block.expand, block.depthwise)
+    expansion: Any = block.expand
     return (
-        all(plain_in_training(part.norm) for part in parts if isinstance(part, nn.Sequential))
+        plain_in_training(block.depthwise.norm)
+        and (not isinstance(expansion, nn.Sequential) or plain_in_training(expansion.norm))
         and type(convolution) is nn.Conv2d
         and (x.shape[0] > 1 or max(x.shape[2:]) > convolution.stride[0])
     )
 
 
-def plain_in_training(norm: nn.BatchNorm2d) -> bool:
+def plain_in_training(norm: Any) -> bool:
     """Neither frozen nor synchronised between processes."""
     return type(norm) is nn.BatchNorm2d and norm.training and norm.track_running_stats and norm.momentum is not None
 

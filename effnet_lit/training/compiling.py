@@ -1,0 +1,69 @@
+"""torch.compile with CUDA graphs, where the run is long enough to pay for it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from effnet_lit.config import UserError
+
+COMPILE_SECONDS = 90.0  # forward and backward for training and for evaluation; not measured on a GPU yet
+TIME_SAVED = 0.25  # share of an eager step; not measured yet: ``python -m benchmarks.step --device gpu`` says it
+OLDEST_CAPABILITY = (7, 0)  # Triton's
+
+
+class Decision(NamedTuple):
+    """Whether to compile, and why in one sentence."""
+
+    on: bool
+    reason: str
+
+
+def decide(choice: str, accelerator: str, gradient_checkpointing: str, steps: int, step_seconds: float) -> Decision:
+    """``choice`` is ``training.compile``; "auto" compares what compiling takes with what all steps win back.
+
+    Args:
+        step_seconds: of one eager step, measured.
+
+    Raises:
+        UserError: "on" where it cannot work.
+    """
+    if choice == "off":
+        return Decision(False, "not compiled: training.compile=off")
+    obstacle = why_not(accelerator, gradient_checkpointing)
+    if choice == "on":
+        if obstacle:
+            raise UserError(f"training.compile=on cannot work: {obstacle}; use training.compile=off.")
+        return Decision(True, "compiled: training.compile=on")
+    if obstacle:
+        return Decision(False, f"not compiled: {obstacle}")
+    saved = steps * step_seconds * TIME_SAVED
+    sums = f"{steps:,} steps would win back about {saved:,.0f} s of the {COMPILE_SECONDS:.0f} s that compiling takes"
+    return Decision(True, f"compiled: {sums}") if saved > COMPILE_SECONDS else Decision(False, f"not compiled: {sums}")
+
+
+def why_not(accelerator: str, gradient_checkpointing: str) -> str:
+    """What stands against compiling, or nothing."""
+    if accelerator != "gpu":
+        return "it gains nothing on this device"
+    if gradient_checkpointing != "off":
+        return f"the compiler recomputes by itself what gradient checkpointing {gradient_checkpointing} would"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
+        return "the GPU is older than what Triton compiles for"
+    return ""
+
+
+def compile_network(network: nn.Module, backend: str = "inductor") -> None:
+    """In place: names in the state dict, deep copies and evaluation go on with the same module.
+
+    Call it when every parameter that will be trained has ``requires_grad`` set, and again after that has changed:
+    compiled code keeps the gradients it was compiled for.
+    """
+    torch.compiler.reset()
+    options = {"mode": "reduce-overhead"} if backend == "inductor" else {}  # CUDA graphs
+    network.compile(backend=backend, dynamic=False, **options)
