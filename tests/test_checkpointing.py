@@ -15,6 +15,7 @@ from torchvision.models import efficientnet_b0
 
 from effnet_lit.config import UserError
 from effnet_lit.model import efficientnet
+from effnet_lit.model.cpu import suits
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.zoo import create_model, set_gradient_checkpointing
 
@@ -24,6 +25,7 @@ MODES = ("off", "activations", "blocks")
 @pytest.fixture(params=["modules", "cpu"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A step by the modules, as on a GPU, or by the CPU's own functions."""
+    monkeypatch.setattr(suits, "SMALLEST_BYTES", 0)
     if request.param == "modules":
         monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
     return request.param

@@ -15,6 +15,12 @@ from effnet_lit.model.cpu.suits import suits
 from effnet_lit.model.efficientnet import EfficientNet
 
 
+@pytest.fixture(autouse=True)
+def small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny batches take the CPU's own way, as large ones do."""
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.SMALLEST_BYTES", 0)
+
+
 def network(**options: float) -> EfficientNet:
     """With norms that are far from their start, so that each counts."""
     torch.manual_seed(0)
@@ -83,9 +89,12 @@ def test_frozen_parts_and_first_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert value is None or ours is None or torch.allclose(ours, value, rtol=1e-9, atol=1e-10), name
 
 
-def test_where_the_modules_compute() -> None:
+def test_where_the_modules_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     block, x = next(network().blocks()), torch.randn(2, 32, 8, 8)
     assert suits(block, x)
+    with monkeypatch.context() as patch:
+        patch.setattr("effnet_lit.model.cpu.suits.SMALLEST_BYTES", 32 * x[:, 0].numel() * 4 + 1)
+        assert not suits(block, x)
     assert not suits(block, x.bfloat16())
     with torch.no_grad():
         assert not suits(block, x)

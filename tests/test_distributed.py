@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from effnet_lit.model import efficientnet
 from effnet_lit.model.checkpointing import MODES
+from effnet_lit.model.cpu import suits
 from effnet_lit.model.efficientnet import EfficientNet
 
 STEPS = 20
@@ -21,6 +22,7 @@ def train(rank: int, folder: Path, by_modules: bool) -> None:
     """One of the two processes: all modes in turn; the first writes what became of each."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    suits.SMALLEST_BYTES = 0
     if by_modules:
         efficientnet.suits = lambda module, x: False
     for mode in MODES:

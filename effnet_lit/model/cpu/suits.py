@@ -6,18 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+SMALLEST_BYTES = 4 * 2**20  # of a batch's activations at their widest; below, the calls cost more than the cache gives
 
 def suits(module: nn.Module, x: Tensor) -> bool:
     """Whether a function here can stand in for ``module``: a training step on a CPU in full precision, symmetric
-    padding, and every BatchNorm in training with running statistics."""
+    padding, every BatchNorm in training with running statistics, and enough to do."""
     return (
         x.device.type == "cpu"
+        and widest(module) * x[:, 0].numel() * x.element_size() >= SMALLEST_BYTES
         and x.dtype in (torch.float32, torch.float64)
         and torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and all(trains_plainly(part) for part in module.modules())
     )
+
+
+def widest(module: nn.Module) -> int:
+    """Most channels that a convolution of it gives."""
+    return max((part.out_channels for part in module.modules() if isinstance(part, nn.Conv2d)), default=0)
 
 
 def trains_plainly(part: nn.Module) -> bool:
