@@ -1,23 +1,18 @@
-"""`effnet`: train, audit, evaluate, predict, pack, cache."""
+"""`effnet`: train, audit, evaluate, predict, try, report, pack, cache."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from effnet_lit.config import UserError
-
-if TYPE_CHECKING:
-    from effnet_lit.deploy.predict import Prediction
 
 app = typer.Typer(
     help="Train EfficientNet-B0 on a folder of images, measure it, use it.",
@@ -95,74 +90,48 @@ def evaluate(
 @for_people
 def predict(
     model: ModelPath,
-    paths: Annotated[list[str], typer.Argument(help="image files, or folders of images")],
+    paths: Annotated[list[str], typer.Argument(help="image files, folders of images, or patterns such as '*.jpg'")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="one row a file, one column a class")] = False,
     top: Annotated[int, typer.Option(min=1, help="how many classes a file")] = 3,
+    explain: Annotated[Path | None, typer.Option(help="folder for pictures of what spoke for each answer")] = None,
+    sets: Annotated[
+        float | None,
+        typer.Option("--set", help="classes that hold the true one with this chance: 0.8, 0.9, 0.95, 0.99"),
+    ] = None,
 ) -> None:
     """Name what is in images. A file that cannot be read gets its line, the rest go on."""
     if as_json and as_csv:
         raise UserError("--json and --csv exclude each other; give one of them.")
-    from effnet_lit.deploy.predict import find_images
-    from effnet_lit.deploy.predict import predict as predict_images
-    from effnet_lit.model.modelfile import load_model
+    from effnet_lit.predict_command import predict_files
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
-    classifier = load_model(model_file(model))
-    names = classifier.header.class_names
-    predictions = predict_images(classifier, find_images(paths))
-    write = print_json if as_json else print_csv if as_csv else print_lines
-    if not write(predictions, names, top):
+    form = "json" if as_json else "csv" if as_csv else "lines"
+    if not predict_files(model_file(model), paths, form, top, explain, sets):
         raise typer.Exit(1)
 
 
-def print_json(predictions: Any, names: Sequence[str], top: int) -> bool:
-    """One object a line; returns whether every file could be read (as do the two below)."""
-    readable = True
-    for item in predictions:
-        row = {"path": item.path} | ({"error": item.error} if item.error else as_dictionary(item, names, top))
-        print(json.dumps(row, ensure_ascii=False), flush=True)
-        readable &= not item.error
-    return readable
+@app.command(name="try")
+@for_people
+def try_page(
+    model: ModelPath,
+    port: Annotated[int, typer.Option(help="0 = any that is free")] = 0,
+    browser: Annotated[bool, typer.Option(help="open the page")] = True,
+) -> None:
+    """Drop images on a page of this machine and see the answers."""
+    from effnet_lit.try_command import try_model
+
+    try_model(model_file(model), port, browser)
 
 
-def as_dictionary(item: Prediction, names: Sequence[str], top: int) -> dict[str, Any]:
-    """Class, probability and the likeliest few of one prediction."""
-    best = item.top(names, top)
-    return {
-        "class": best[0][0],
-        "probability": best[0][1],
-        "top": [{"class": name, "probability": probability} for name, probability in best],
-    }
+@app.command()
+@for_people
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders; of several it says which is better")],
+) -> None:
+    """Rebuild report.html and report.md of runs."""
+    from effnet_lit.report_command import report as rebuild
 
-
-def print_csv(predictions: Any, names: Sequence[str], top: int) -> bool:
-    """path, class, probability, error, then every class's probability."""
-    readable = True
-    writer = csv.writer(sys.stdout)
-    writer.writerow(["path", "class", "probability", "error", *names])
-    for item in predictions:
-        if item.error:
-            writer.writerow([item.path, "", "", item.error, *[""] * len(names)])
-            readable = False
-        else:
-            name, probability = item.top(names, 1)[0]
-            writer.writerow([item.path, name, repr(probability), "", *(repr(float(p)) for p in item.probabilities)])
-    return readable
-
-
-def print_lines(predictions: Any, names: Sequence[str], top: int) -> bool:
-    """A line a file for the eye."""
-    readable = True
-    for item in predictions:
-        if item.error:
-            print(f"{item.path}: not read, {item.error}")
-            readable = False
-        else:
-            shown = ", ".join(f"{name} {probability:.1%}" for name, probability in item.top(names, top))
-            print(f"{item.path}: {shown}")
-    return readable
+    rebuild(runs)
 
 
 @app.command()

@@ -67,6 +67,7 @@ OF_THE_MACHINE = (
     "trainer.accelerator",
     "trainer.precision",
 )
+LAYER_DECAY = 0.9  # docs/decisions/fine_tuning.md
 DATA_PATHS = ("dir", "manifest", "split", "exclude", "cache_dir")
 
 
@@ -174,6 +175,15 @@ def resolve(config: Config, preset: str, index: Index | None) -> None:
     config.name = run_name(config.name, data.dir, preset)
     if config.model.weights == "auto":
         config.model.weights = "none" if embedded else "imagenet"
+    random = config.model.weights == "none"
+    if random and config.training.strategy == "probe":
+        raise UserError("training.strategy=probe needs weights to look with; set model.weights=imagenet or a file.")
+    if random and config.training.batchnorm == "frozen":
+        raise UserError("training.batchnorm=frozen needs loaded weights; use train, or set model.weights.")
+    if random and config.training.head_first == "on":
+        raise UserError("training.head_first=on needs loaded weights; use auto, or set model.weights.")
+    if config.training.layer_decay == "auto":
+        config.training.layer_decay = 1.0 if random else LAYER_DECAY
     if Path(config.model.weights).expanduser().is_file():
         config.model.weights = str(Path(config.model.weights).expanduser().resolve())
     if data.image_size == "auto":
@@ -237,7 +247,13 @@ def override(key: str, path: Path) -> str:
 
 def known_keys() -> list[str]:
     """Every key that may stand on the command line, except Hydra's own."""
-    return [*(key for key, _, _ in knobs()), *(f"trainer.{name}" for name in trainer_arguments()), "preset", "example"]
+    return [
+        *(key for key, _, _ in knobs()),
+        *(f"trainer.{name}" for name in trainer_arguments()),
+        "preset",
+        "example",
+        "sweep",
+    ]
 
 
 def check_keys(overrides: Sequence[str]) -> None:
@@ -274,7 +290,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     """One sentence for an error of Hydra or OmegaConf."""
     cause = error.__cause__ or error
     text = str(cause)
-    missing = re.search(r"(?:Could not find|could not be found)[^']*'(preset|example)/([^']*)'", f"{error}\n{text}")
+    missing = re.search(
+        r"(?:Could not find|could not be found)[^']*'(preset|example|sweep)/([^']*)'", f"{error}\n{text}"
+    )
     if missing:
         group, name = missing.groups()
         names = sorted(page.stem for page in (conf_dir() / group).glob("*.yaml"))

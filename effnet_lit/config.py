@@ -149,6 +149,24 @@ class ModelConfig:
 class TrainingConfig:
     """The recipe around the five main knobs."""
 
+    strategy: str = knob(
+        "full",
+        "what is trained: full = the whole network, probe = the last layer on what loaded weights see, in seconds",
+        choices=("full", "probe"),
+    )
+    head_first: str = knob(
+        "auto",
+        "fit the last layer before the rest moves; auto = where weights are loaded under a new last layer",
+        choices=("auto", "on", "off"),
+    )
+    layer_decay: float | str = knob(
+        "auto",
+        "rate of each layer as a share of the next one's; auto = 0.9 with loaded weights, else 1",
+        possible=Range(0.1, 1.0),
+    )
+    batchnorm: str = knob(
+        "train", "BatchNorm's mean and variance: train = of each batch, frozen = as loaded", choices=("train", "frozen")
+    )
     weight_decay: float = knob(0.05, "AdamW weight decay; norms and biases are exempt", possible=Range(0.0, 1.0))
     label_smoothing: float = knob(0.1, "share of the target spread over all classes", possible=Range(0.0, 0.9))
     warmup_fraction: float = knob(0.1, "share of all steps in which the rate rises", possible=Range(0.0, 0.9))

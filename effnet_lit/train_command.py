@@ -33,6 +33,7 @@ def help_page() -> str:
         "  python train.py preset=small data.dir=photos       small | medium | large | auto",
         "  python train.py example=mobile_app data.dir=photos mobile_app | cloud_service | edge_device",
         "  python train.py -m preset=small,medium seed=1,2    several runs and a table",
+        "  python train.py -m sweep=rates data.dir=photos     a prepared sweep: rates | recipe (see conf/sweep/)",
         "  python train.py resume=runs/latest                 go on after a stop",
         "  python train.py --cfg job                          print the settings, do not train",
         "",
@@ -96,6 +97,8 @@ def run_with_hydra(arguments: list[str]) -> None:
         register_schema()
         check_keys(parsed.overrides)
         return run_sweep(arguments)
+    if any(text.startswith("sweep=") for text in parsed.overrides):
+        raise UserError("sweep= stands for several runs; add -m: python train.py -m sweep=rates.")
     config, preset = compose_with_preset(parsed.overrides)
     if config.resume is None:  # say what preset=auto chose, for `--cfg job` and for the run folder's name
         overrides = [f"preset={preset}", *(text for text in parsed.overrides if not text.startswith("preset="))]

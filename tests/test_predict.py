@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from effnet_lit import compose, fit, load_model
@@ -63,6 +64,35 @@ def test_a_bad_file_gets_its_line_and_the_rest_go_on(model: Path, class_folder: 
     assert first["error"]
     assert second["class"] in {"red", "green", "blue"}
     assert sum(item["probability"] for item in second["top"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_heat_maps_are_written_and_none_is_lost(model: Path, class_folder: Path, tmp_path: Path) -> None:
+    out, image = tmp_path / "heat", str(class_folder / "red" / "00.png")
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["predict", str(model), image, "--explain", str(out)])
+        assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in out.iterdir()) == ["00000-00-2.png", "00000-00.png"]
+    with Image.open(out / "00000-00.png") as picture:
+        assert picture.size == (64, 32)
+
+
+def test_not_sure_and_sets(model: Path, class_folder: Path) -> None:
+    header = load_model(model).header
+    done = CliRunner().invoke(app, ["predict", str(model), str(class_folder), "--json", "--set", "0.9"])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 120
+    for row in rows:
+        assert row["sure"] == (row["probability"] >= header.calibration["abstain_below"])
+        assert all(one["probability"] >= header.calibration["set_0.9"] for one in row["top"][1:])
+    done = CliRunner().invoke(app, ["predict", str(model), str(class_folder), "--set", "0.7"])
+    assert done.exit_code == 2 and "it has: 0.8, 0.9, 0.95, 0.99" in done.output
+
+
+def test_patterns(class_folder: Path) -> None:
+    assert len(find_images([f"{class_folder}/red/0*.png"])) == 10
+    assert len(find_images([f"{class_folder}/**/1?.png"])) == 30
+    with pytest.raises(UserError, match="does not exist"):
+        find_images([f"{class_folder}/*.tiff"])
 
 
 def test_csv_has_a_column_a_class(model: Path, class_folder: Path) -> None:

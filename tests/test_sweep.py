@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from effnet_lit.training.result import Result
+from effnet_lit.training.sweep import by_setting, verdict
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -21,11 +24,51 @@ def test_a_sweep_ends_in_a_table_and_a_failing_job_fails_alone(class_folder: Pat
     assert sorted(row.split("seed=")[1].split()[0] for row in rows[:2]) == ["1", "2"]
     assert "seed=-5" in rows[2]
     assert "failed" in rows[2]
-    assert table.count("-sweep/") == 2
+    assert table.count("-sweep/") == 3  # two runs, and the picture
+    assert "nothing to choose" in table
     assert (tmp_path / "runs" / "latest" / "model.safetensors").is_file()
     assert "seed=-5 is impossible" in table
+    assert "one setting" in table and "sweep.png" in table
     (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-sweep"))
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir() and not path.is_symlink()) == ["0", "1"]
+
+
+def test_a_prepared_sweep(class_folder: Path, tmp_path: Path) -> None:
+    settings = ["limits=off", "epochs=1", "batch_size=16", "data.image_size=32", "model.weights=none"]
+    settings += ["learning_rate=1e-3", "trainer.max_steps=1"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "sweep=rates", f"data.dir={class_folder}", *settings]
+    environment = os.environ | {"COLUMNS": "220"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("Verdict  ") == 1
+    rows = [line for line in done.stdout.splitlines() if "training.weight_decay=" in line and "│" in line]
+    assert len(rows) == 2, "what is given on the command line is not swept"
+    (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-sweep"))
+    assert (sweep / "sweep.png").is_file()
+
+
+def test_a_prepared_sweep_without_m_is_told(class_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "sweep=rates", f"data.dir={class_folder}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and "add -m" in done.stderr
+
+
+def result(accuracy: float, images: int = 400) -> Result:
+    return Result(Path("run"), Path("model"), {}, accuracy, 0.1, 1.0, 0.0, images)
+
+
+def test_seeds_are_one_setting() -> None:
+    settings = by_setting([("lr=1 seed=0", result(0.9)), ("lr=2 seed=0", result(0.7)), ("lr=1 seed=1", result(0.8))])
+    assert [(s.name, s.right, s.images) for s in settings] == [("lr=1", 680, 800), ("lr=2", 280, 400)]
+
+
+def test_the_verdict_knows_chance() -> None:
+    clear = verdict(by_setting([("a=1", result(0.95)), ("a=2", result(0.80))]))
+    assert "take a=1: 95.0%" in clear and "better than every other by more than chance" in clear
+    close = verdict(by_setting([("a=1", result(0.95)), ("a=2", result(0.94))]))
+    assert "not better by more than chance than: a=2" in close
+    # two proportions of 400 images: 0.90 and 0.86 are 1.75 deviations apart, 0.90 and 0.85 are 2.14
+    assert "not better" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.86))]))
+    assert "better than every other" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.85))]))
 
 
 def test_several_devices_are_refused(class_folder: Path, tmp_path: Path) -> None:

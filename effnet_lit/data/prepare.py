@@ -130,6 +130,17 @@ def pictures(data: PreparedData) -> Callable[[str], Picture | None]:
     return picture
 
 
+def pixels_of(data: PreparedData) -> Callable[[str], np.ndarray | None]:
+    """Path -> the decoded image, or None."""
+    rows = dict(zip(data.paths, data.rows, strict=True))
+
+    def pixels(path: str) -> np.ndarray | None:
+        row = rows.get(path)
+        return None if row is None else data.images[np.asarray([row])][0]
+
+    return pixels
+
+
 def given_images(data: DataConfig, cache_dir: Path) -> tuple[Index, list[str], list[str]]:
     """The images as asked for: (index, paths that the user left out, sentences for the screen)."""
     if data.dir is None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's answer: probabilities in the order of the model's classes, or why there are none."""
+    """One image's answer: probabilities in the order of the model's classes, and the image as the model saw it, uint8
+    (S, S, 3); or why there are none."""
 
     path: str
     probabilities: np.ndarray | None
     error: str = ""
+    image: np.ndarray | None = None
 
     def top(self, class_names: Sequence[str], count: int) -> list[tuple[str, float]]:
         """The likeliest classes, best first."""
@@ -35,7 +38,7 @@ class Prediction:
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """Files as given, folders as the image files below them, sorted.
+    """Files as given, folders as the image files below them, sorted; patterns as the files that match.
 
     Raises:
         UserError: a path does not exist, or there is no image at all.
@@ -47,6 +50,8 @@ def find_images(paths: Sequence[str]) -> list[Path]:
             found += sorted(file for file in inside if is_image_name(file.name) and not is_hidden(file.name))
         elif path.is_file():
             found.append(path)
+        elif matching := sorted(match for match in glob(str(path), recursive=True) if is_image_name(match)):
+            found += map(Path, matching)
         else:
             raise UserError(f"{path} does not exist; give image files or folders of images.")
     if not found:
@@ -74,7 +79,7 @@ def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Pred
                 if isinstance(image, str):
                     yield Prediction(str(path), None, image)
                 else:
-                    yield Prediction(str(path), next(answers))
+                    yield Prediction(str(path), next(answers), image=image)
 
 
 @torch.inference_mode()

@@ -54,6 +54,23 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence
     save(figure, target)
 
 
+def plot_settings(
+    names: Sequence[str], accuracies: Sequence[float], intervals: Sequence[tuple[float, float]], target: Path
+) -> None:
+    """Validation accuracy of each setting of a sweep with its 95% interval, the first on top."""
+    figure = Figure(figsize=(9, 1.2 + 0.32 * len(names)), layout="constrained")
+    axes: Axes = figure.subplots()
+    places = range(len(names), 0, -1)
+    below = [value - low for value, (low, _) in zip(accuracies, intervals, strict=True)]
+    above = [high - value for value, (_, high) in zip(accuracies, intervals, strict=True)]
+    axes.errorbar(accuracies, places, xerr=[below, above], fmt="o", color="#1f6feb", ecolor="#9aa5b1", capsize=3)
+    axes.set_yticks(places, names)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.set(xlabel="right on the validation images, with 95% interval", ylim=(0.4, len(names) + 0.6))
+    axes.grid(axis="x", alpha=0.25)
+    save(figure, target)
+
+
 def save(figure: Figure, target: Path) -> None:
     """Write the figure as PNG."""
     figure.savefig(target, dpi=130)

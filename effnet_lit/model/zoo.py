@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet50, vit_b_16
+from torchvision.models.vision_transformer import Encoder
 
 from effnet_lit.config import UserError
 from effnet_lit.model.efficientnet import EfficientNet
@@ -29,7 +30,7 @@ def create_model(
     """A network (N, 3, H, W) -> logits (N, num_classes) with random or published weights.
 
     It carries ``architecture`` (what ``build`` needs), ``mean`` and ``std`` (of pixels in 0-1, as its weights expect)
-    and ``weights_description``.
+    ``weights_description`` and ``new_head`` (weights were loaded, but for the last layer).
 
     Args:
         weights: imagenet, imagenet-tv, a file, or None or "none" for random ones.
@@ -50,11 +51,12 @@ def create_model(
     if loaded is not None:
         architecture |= loaded.architecture
     network: Any = build(architecture)
-    network.mean, network.std, network.weights_description = HALF, HALF, "random weights"
+    network.mean, network.std, network.weights_description, network.new_head = HALF, HALF, "random weights", False
     if loaded is not None:
         swapped = apply_weights(network, loaded)
         network.mean, network.std = loaded.mean, loaded.std
         network.weights_description = loaded.description + (", new head" if swapped else "")
+        network.new_head = bool(swapped)
     return network
 
 
@@ -71,6 +73,22 @@ def set_gradient_checkpointing(network: nn.Module, mode: str) -> None:
             f"model.gradient_checkpointing={mode} works with efficientnet_b0 to b7; "
             "use model.gradient_checkpointing=off or another model.name."
         )
+
+
+def last_layer(network: nn.Module) -> nn.Linear:
+    """The layer that gives the logits."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def layers(network: nn.Module) -> list[nn.Module]:
+    """Stem, blocks and last layers, from the images to the logits; each has parameters of its own."""
+    if isinstance(network, EfficientNet):
+        return [network.stem, *network.blocks(), network.head, network.classifier]
+    parts: list[nn.Module] = []
+    for child in network.children():
+        child = child.layers if isinstance(child, Encoder) else child
+        parts += list(child) if isinstance(child, nn.Sequential) else [child]
+    return [part for part in parts if next(part.parameters(), None) is not None]
 
 
 def use_kernels(network: nn.Module) -> None:

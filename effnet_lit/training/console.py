@@ -44,6 +44,9 @@ def introduce(
     console.print(f"Memory   {plan.sentence()}")
     if config.training.compile != "off":
         console.print(f"Compiler {compiling.reason}")
+    if config.training.strategy == "probe":
+        console.print(f"Recipe   {config.name}: the last layer alone")
+        return
     console.print(
         f"Recipe   {config.name}: {config.epochs} epochs, batch {config.batch_size}, rate {config.learning_rate:g}, "
         f"dropout {config.dropout_rate:g}, {config.augmentation} augmentation"
@@ -73,8 +76,11 @@ def conclude(result: Result, console: Console) -> None:
         style="bold",
     )
     advice = "; data.cache=disk or more data.workers shorten that" if result.data_wait >= 0.03 else ""
-    console.print(f"Waiting  {result.data_wait:.1%} of the training time was spent waiting for images{advice}.")
-    console.print(f"Open     {folder}/confusion_matrix.png and learning_curves.png; all figures: {folder}/result.json")
+    if (result.run_dir / "learning_curves.png").is_file():
+        console.print(f"Waiting  {result.data_wait:.1%} of the training time was spent waiting for images{advice}.")
+        console.print(f"Open     {folder}/confusion_matrix.png, learning_curves.png; all figures: {folder}/result.json")
+    else:  # only the last layer was fitted
+        console.print(f"Open     {folder}/confusion_matrix.png; all figures: {folder}/result.json")
     console.print(f"Model    {folder}/model.safetensors ({result.model_path.stat().st_size / 1e6:.1f} MB)")
     console.print(f"Next     effnet predict {folder} IMAGE ...")
 

@@ -40,6 +40,7 @@ from effnet_lit.training.compiling import compile_network
 from effnet_lit.training.console import conclude, introduce
 from effnet_lit.training.data_wait import DataWait
 from effnet_lit.training.hardware import choose_workers, resolve_hardware
+from effnet_lit.training.head import fit_head
 from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_loggers
 from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
@@ -79,20 +80,49 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     plan, compiling = plan_step(config, hardware, network, len(data.part("train")))
     introduce(config, hardware, data, network, plan, compiling, console)
     checkpoint = checkpoint_to_resume(run_dir, data) if config.resume else None
-    if compiling.on:
+    training_started = time.perf_counter()
+    classifier = ImageClassifier(network, header(config, data, network)).to(hardware.device).eval()
+    preview = fit_head(classifier, data) if head_comes_first(config, network) and checkpoint is None else None
+    if preview is not None:
+        console.print(f"Preview  {preview.sentence()}")
+    waiting = 0.0
+    if config.training.strategy == "full":
+        waiting = train_everything(config, data, network.train(), compiling.on, run_dir, checkpoint, console)
+    else:
+        write_settings(run_dir, config, data)
+        point_latest(run_dir)
+    now = time.perf_counter()
+    seconds = {"training": now - training_started, "total": now - started}
+    result = finish(config, data, classifier.to(hardware.device).eval(), run_dir, hardware, seconds, waiting, preview)
+    conclude(result, console)
+    return result
+
+
+def head_comes_first(config: Config, network: nn.Module) -> bool:
+    """Whether the last layer is fitted before, or instead of, everything."""
+    if config.training.strategy == "probe" or config.training.head_first == "on":
+        return True
+    return config.training.head_first == "auto" and bool(network.new_head)
+
+
+def train_everything(
+    config: Config,
+    data: PreparedData,
+    network: nn.Module,
+    compiled: bool,
+    run_dir: Path,
+    checkpoint: Path | None,
+    console: Console,
+) -> float:
+    """Train ``network`` in place; returns the share of the time in which a step waited for its data."""
+    if compiled:
         compile_network(network)
     module, datamodule, trainer = build_training(config, data, network, run_dir, console)
     write_settings(run_dir, config, data)
     point_latest(run_dir)
-    training_started = time.perf_counter()
     train(trainer, module, datamodule, checkpoint, run_dir)
-    trained = time.perf_counter() - training_started
     (waiting,) = (callback for callback in trainer.callbacks if isinstance(callback, DataWait))  # type: ignore[attr-defined]
-    classifier = ImageClassifier(module.network, header(config, data, network)).to(trainer.strategy.root_device).eval()
-    seconds = {"training": trained, "total": time.perf_counter() - started}
-    result = finish(config, data, classifier, run_dir, hardware, seconds, waiting.share)
-    conclude(result, console)
-    return result
+    return waiting.share
 
 
 def prepare_with_progress(config: Config, console: Console, device_memory: int) -> PreparedData:

@@ -49,7 +49,7 @@ class MetricsCsv(Callback):
         measured = FIGURES if self.validated else TRAINING_FIGURES  # Lightning keeps an earlier epoch's values
         self.validated = False
         row = {name: known[name] for name in measured if name in known}
-        row |= {"epoch": trainer.current_epoch + 1, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+        row |= {"epoch": trainer.current_epoch + 1, "learning_rate": trainer.optimizers[0].param_groups[-1]["lr"]}
         row |= {"seconds": round(time.perf_counter() - self.started, 3)}
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 # What no tensor shows: scratch memory of the libraries, and the heap's gaps between tensors. For CPUs fitted to
 # ``python -m benchmarks.memory``; the GPU's are PyTorch's documented habits (blocks of 2 MB, cuDNN's workspaces),
 # not measured.
-OVERHEAD_BYTES = {"cpu": 30_000_000, "cuda": 2**28, "mps": 2**28}
+OVERHEAD_BYTES = {"cpu": 20_000_000, "cuda": 2**28, "mps": 2**28}
 OVERHEAD_SHARE = {"cpu": 0.34, "cuda": 0.1, "mps": 0.1}
 
 

@@ -80,6 +80,12 @@ class Classifier(lightning.LightningModule):
         self.log_dict(figures, on_step=False, on_epoch=True)
         return loss
 
+    def on_train_epoch_start(self) -> None:
+        if self.config.training.batchnorm == "frozen":
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
     def seed_step(self) -> None:
         """Dropout and stochastic depth depend on (seed, step, rank) alone, so a resumed run draws the same."""
         key = np.random.SeedSequence([self.config.seed, self.global_step, self.global_rank])

@@ -1,4 +1,5 @@
-"""AdamW without decay on norms and biases, and a rate that warms up, then falls along a cosine."""
+"""AdamW without decay on norms and biases, lower rates near the images, and a rate that warms up, then falls along a
+cosine."""
 
 from __future__ import annotations
 
@@ -10,15 +11,28 @@ import torch
 from torch import nn
 
 from effnet_lit.config import TrainingConfig
+from effnet_lit.model.zoo import layers
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels decay; vectors (norms, biases) do not."""
+def parameter_groups(
+    network: nn.Module, weight_decay: float, learning_rate: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; vectors (norms, biases) do not. Below 1, ``layer_decay`` gives each of the network's
+    ``layers`` that share of the next one's rate (arXiv 1801.06146); the last has all of it.
+    """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    rates = dict.fromkeys(trained, learning_rate)
+    if layer_decay < 1:
+        parts = layers(network)
+        rates = dict.fromkeys(trained, learning_rate * layer_decay ** (len(parts) - 1))  # such as position embeddings
+        for depth, part in enumerate(reversed(parts)):
+            rates |= dict.fromkeys(
+                (p for p in part.parameters() if p.requires_grad), learning_rate * layer_decay**depth
+            )
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in trained:
+        groups.setdefault((rates[parameter], weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
 def warmup_cosine(total_steps: int, warmup_fraction: float, final_fraction: float) -> Callable[[int], float]:
@@ -36,7 +50,9 @@ def warmup_cosine(total_steps: int, warmup_fraction: float, final_fraction: floa
 
 def build_optimizer(network: nn.Module, learning_rate: float, training: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW over ``parameter_groups``."""
-    return torch.optim.AdamW(parameter_groups(network, training.weight_decay), lr=learning_rate, fused=True)
+    assert isinstance(training.layer_decay, float)
+    groups = parameter_groups(network, training.weight_decay, learning_rate, training.layer_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def build_schedule(

@@ -22,19 +22,24 @@ from effnet_lit import __version__
 from effnet_lit.config import Config, UserError, to_dict
 from effnet_lit.data.audit import Item, suspected_labels, write_audit
 from effnet_lit.data.audit_page import write_audit_page
-from effnet_lit.data.prepare import PreparedData, pictures
+from effnet_lit.data.prepare import PreparedData, pictures, pixels_of
 from effnet_lit.data.split_file import SPLIT, write_split
+from effnet_lit.evaluation.calibration import calibrate, calibration_error, calibration_interval
 from effnet_lit.evaluation.labels import likely_wrong_labels
 from effnet_lit.evaluation.metrics import (
     baseline_accuracy,
     measure,
     predict_probabilities,
+    wilson_interval,
 )
 from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_curves
+from effnet_lit.evaluation.report import write_report
 from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
 from effnet_lit.training.hardware import Hardware
+from effnet_lit.training.head import Preview
 
 SETTINGS = "config.yaml"
+TINY = torch.finfo(torch.float32).tiny  # least probability whose logarithm is taken
 VERSIONS_OF = ("torch", "torchvision", "lightning", "numpy", "pillow")
 
 
@@ -49,6 +54,7 @@ class Result:
     baseline_accuracy: float
     seconds: float
     data_wait: float  # share of the training time in which a step waited for its data
+    val_images: int = 0
 
 
 def unused(run_dir: Path) -> Path:
@@ -119,11 +125,18 @@ def finish(
     hardware: Hardware,
     seconds: dict[str, float],
     data_wait: float,
+    preview: Preview | None = None,
 ) -> Result:
-    """Measure on val and test, then write model file, result.json, predictions and plots."""
+    """Calibrate on val, measure on val and test, then write model file, result.json, predictions and plots."""
     names = data.class_names
-    probabilities = {part: predict_part(classifier, data, part) for part in ("val", "test")}
     labels = {part: data.labels[data.part(part)] for part in ("train", "val", "test")}
+    raw = predict_part(classifier, data, "val").clamp_min(TINY).log()
+    found = calibrate(raw, torch.from_numpy(labels["val"]))
+    classifier.header = replace(classifier.header, calibration=found)
+    probabilities = {
+        "val": torch.softmax(raw / found["temperature"], 1),
+        "test": predict_part(classifier, data, "test"),
+    }
     figures = {part: measure(probabilities[part], torch.from_numpy(labels[part]), names) for part in probabilities}
     model_path = run_dir / "model.safetensors"
     summary = {key: figures["test"][key] for key in ("accuracy", "accuracy_ci95", "images", "f1_macro")}
@@ -137,6 +150,7 @@ def finish(
         baseline_accuracy(labels["train"], labels["test"]),
         seconds["total"],
         data_wait,
+        figures["val"]["images"],
     )
     write_json(
         run_dir / "result.json",
@@ -146,7 +160,9 @@ def finish(
             "baseline_accuracy": result.baseline_accuracy,
             "seconds": result.seconds,
             "seconds_training": seconds["training"],
+            "calibration": found | calibration_figures(probabilities["test"], labels["test"], found),
             "data_wait_share": data_wait,
+            "preview": preview and preview._asdict(),
             "images": {part: len(values) for part, values in labels.items()},
             "class_names": list(names),
             "parameters": sum(parameter.numel() for parameter in classifier.network.parameters()),
@@ -163,9 +179,28 @@ def finish(
     )
     add_suspected_labels(run_dir, data, probabilities)
     write_predictions(run_dir / "test_predictions.csv", data, probabilities["test"])
-    plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
+    if (run_dir / "metrics.csv").is_file():  # not after a probe
+        plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
     plot_confusion_matrix(result.test["confusion_matrix"], names, run_dir / "confusion_matrix.png")
+    write_report(run_dir, classifier, pixels_of(data))
     return result
+
+
+def calibration_figures(probabilities: Tensor, labels: np.ndarray, found: dict[str, float]) -> dict[str, Any]:
+    """How far confidence is from the share right on the held-out images, before and after calibration, and what the
+    threshold for "not sure" gives there."""
+    before = torch.softmax(probabilities.clamp_min(TINY).log() * found["temperature"], 1).max(1).values.numpy()
+    confidence, answer = (values.numpy() for values in probabilities.max(1))
+    right = answer == labels
+    answered = confidence >= found["abstain_below"]
+    return {
+        "test_error": calibration_error(confidence, right),
+        "test_error_ci95": list(calibration_interval(confidence, right)),
+        "test_error_before": calibration_error(before, right),
+        "answered": int(answered.sum()),
+        "answered_right": int(right[answered].sum()),
+        "answered_ci95": list(wilson_interval(int(right[answered].sum()), int(answered.sum()))),
+    }
 
 
 def add_suspected_labels(run_dir: Path, data: PreparedData, probabilities: dict[str, Tensor]) -> None:

@@ -1,13 +1,18 @@
-"""The table at the end of a sweep."""
+"""The end of a sweep: a table, a plot, and whether the best setting is better by more than chance."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from effnet_lit.evaluation.metrics import wilson_interval
+from effnet_lit.evaluation.plots import plot_settings
 from effnet_lit.training.console import shown
 from effnet_lit.training.result import Result, point_latest
 
@@ -25,7 +30,7 @@ class Job:
 
 def conclude_sweep(jobs: list[Job]) -> None:
     """Print finished runs by validation accuracy, best first (the test part ranks nothing), failed ones at the end;
-    ``latest`` beside the sweep's folder is the best."""
+    draw sweep.png; ``latest`` beside the sweep's folder is the best."""
     screen = Console()
     console = screen if screen.is_terminal else Console(width=WIDTH_WITHOUT_SCREEN)
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
@@ -52,6 +57,63 @@ def conclude_sweep(jobs: list[Job]) -> None:
     if finished:
         best = finished[0][1].run_dir
         point_latest(best, best.parent.parent)
+        settings = by_setting([(differing(job, common), result) for job, result in finished])
+        console.print(verdict(settings), soft_wrap=True, highlight=False, markup=False)
+        plot = best.parent / "sweep.png"
+        plot_settings([s.name for s in settings], [s.accuracy for s in settings], [s.interval for s in settings], plot)
+        console.print(f"Open     {shown(plot)}", soft_wrap=True, highlight=False, markup=False)
+
+
+class Setting(NamedTuple):
+    """What all seeds of one setting got right together."""
+
+    name: str
+    right: int
+    images: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the validation images."""
+        return self.right / max(1, self.images)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95%."""
+        return wilson_interval(self.right, self.images)
+
+
+def by_setting(runs: Sequence[tuple[str, Result]]) -> list[Setting]:
+    """Runs that differ in nothing but their seed taken together, best first."""
+    found: dict[str, Setting] = {}
+    for name, result in runs:
+        name = " ".join(part for part in name.split() if not part.startswith("seed=")) or "all"
+        before = found.get(name, Setting(name, 0, 0))
+        right = round(result.val_accuracy * result.val_images)
+        found[name] = Setting(name, before.right + right, before.images + result.val_images)
+    return sorted(found.values(), key=lambda setting: -setting.accuracy)
+
+
+def verdict(settings: Sequence[Setting]) -> str:
+    """Which setting to take, and whether it leads the next one by more than chance (two proportions, 95%).
+
+    All settings saw the same images, so the test is on the careful side.
+    """
+    best, *others = settings
+    if not others:
+        return f"Verdict  one setting, {best.accuracy:.1%} right: nothing to choose."
+    low, high = best.interval
+    about = f"Verdict  take {best.name}: {best.accuracy:.1%} right (95% interval {low:.1%} to {high:.1%})"
+    ties = [other.name for other in others if not leads(best, other)]
+    if not ties:
+        return f"{about}; better than every other by more than chance."
+    names = ", ".join(ties[:3]) + (f" and {len(ties) - 3} more" if len(ties) > 3 else "")
+    return f"{about}; not better by more than chance than: {names}. More seeds (seed=0,1,2) would tell."
+
+
+def leads(one: Setting, other: Setting) -> bool:
+    """Whether the difference is over 1.96 of its standard deviations."""
+    variance = sum(s.accuracy * (1 - s.accuracy) / max(1, s.images) for s in (one, other))
+    return one.accuracy - other.accuracy > 1.96 * sqrt(variance)
 
 
 def differing(job: Job, common: set[str]) -> str:

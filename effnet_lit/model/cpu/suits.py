@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 SMALLEST_BYTES = 4 * 2**20  # of a batch's activations at their widest; below, the calls cost more than the cache gives
 
+
 def suits(module: nn.Module, x: Tensor) -> bool:
     """Whether a function here can stand in for ``module``: a training step on a CPU in full precision, symmetric
     padding, every BatchNorm in training with running statistics, and enough to do."""
