@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ __version__ = "0.1.0"
 __all__ = ["compose", "create_model", "fit", "load_model"]
 
 _HOMES = {"compose": "composition", "create_model": "model.zoo", "fit": "training.fit", "load_model": "model.modelfile"}
+
+# torch's threads wait for each other by spinning, which starves them where another program wants the same cores. To be
+# read by its OpenMP, this must stand here before torch is imported (docs/decisions/training_step.md).
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,14 @@ def test_importing_the_package_stays_light() -> None:
     code = "import sys, effnet_lit; print(any(name in sys.modules for name in ('torch', 'hydra', 'lightning')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_share_the_cores_unless_told_otherwise(given: dict[str, str], found: str) -> None:
+    code = "import os, sys, effnet_lit; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    usual = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=usual | given, capture_output=True, check=True)
+    assert done.stdout.decode().split() == [found, "False"]

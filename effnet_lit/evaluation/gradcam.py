@@ -61,9 +61,9 @@ def of_batch(classifier: ImageClassifier, images: Tensor, classes: Tensor) -> np
     finally:
         handle.remove()
     maps = (slope.mean((2, 3), keepdim=True) * kept[0]).sum(1, keepdim=True).detach().float().relu()  # (N, 1, h, w)
-    maps = maps - maps.amin((2, 3), keepdim=True)
-    maps = maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-7)
-    return functional.interpolate(maps, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
+    heat = functional.interpolate(maps, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
+    heat = heat - heat.amin((1, 2), keepdim=True)
+    return (heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-7)).cpu().numpy()
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
