@@ -124,7 +124,7 @@ def gather(run_dir: Path, classifier: ImageClassifier, pixels: Pixels) -> dict[s
         "audit": audit,
         "config": config,
         "command": command(from_dict(yaml.safe_load(config))),
-        "run": run_dir.name,
+        "run": run_dir.resolve().name,
     }
 
 
