@@ -74,6 +74,15 @@ def test_one_at_a_time_and_nothing_left_behind() -> None:
     assert heat_maps(model, pixels[:0], np.array([], int)).shape == (0, SIZE, SIZE)
 
 
+@pytest.mark.parametrize("mode", ["activations", "blocks"])
+def test_the_same_of_a_model_that_was_trained_with_checkpointing(mode: str) -> None:
+    model, pixels = classifier(), images(1)
+    plain = heat_maps(model, pixels, np.array([1]))
+    model.network.set_gradient_checkpointing(mode)  # type: ignore[operator]
+    assert np.abs(heat_maps(model, pixels, np.array([1])) - plain).max() < 1e-4
+    assert model.network.gradient_checkpointing == mode
+
+
 def test_overlays_keep_the_image_where_nothing_spoke() -> None:
     picture = images(1)[0]
     shown = overlay(picture, np.zeros((SIZE, SIZE), np.float32))

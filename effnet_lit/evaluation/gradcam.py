@@ -52,14 +52,20 @@ def of_batch(classifier: ImageClassifier, images: Tensor, classes: Tensor) -> np
         kept.append(output.detach().requires_grad_())
         return kept[0]
 
-    handle = last_maps(classifier.network).register_forward_hook(keep)
+    network = classifier.network
+    mode = network.gradient_checkpointing if isinstance(network, EfficientNet) else "off"
+    handle = last_maps(network).register_forward_hook(keep)
     try:
+        if isinstance(network, EfficientNet):
+            network.set_gradient_checkpointing("off")  # what is computed again passes by the hook
         with torch.enable_grad():
             logits = classifier.logits(images.to(device))
             chosen = logits.gather(1, classes.to(device)[:, None]).sum()
             (slope,) = torch.autograd.grad(chosen, kept)
     finally:
         handle.remove()
+        if isinstance(network, EfficientNet):
+            network.set_gradient_checkpointing(mode)
     maps = (slope.mean((2, 3), keepdim=True) * kept[0]).sum(1, keepdim=True).detach().float().relu()  # (N, 1, h, w)
     heat = functional.interpolate(maps, images.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
     heat = heat - heat.amin((1, 2), keepdim=True)

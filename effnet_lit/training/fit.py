@@ -82,7 +82,8 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     checkpoint = checkpoint_to_resume(run_dir, data) if config.resume else None
     training_started = time.perf_counter()
     classifier = ImageClassifier(network, header(config, data, network)).to(hardware.device).eval()
-    preview = fit_head(classifier, data) if head_comes_first(config, network) and checkpoint is None else None
+    config.training.head_first = "on" if head_comes_first(config, network) else "off"
+    preview = fit_head(classifier, data) if config.training.head_first == "on" and checkpoint is None else None
     if preview is not None:
         console.print(f"Preview  {preview.sentence()}")
     waiting = 0.0
