@@ -1,4 +1,4 @@
-"""`effnet`: train, audit, evaluate, predict, try, report, pack, cache."""
+"""`effnet`: train, audit, evaluate, predict, try, report, doctor, pack, cache."""
 
 from __future__ import annotations
 
@@ -132,6 +132,26 @@ def report(
     from effnet_lit.report_command import report as rebuild
 
     rebuild(runs)
+
+
+@app.command()
+@for_people
+def doctor(
+    run: Annotated[Path, typer.Argument(help="the folder of a finished run")],
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Say why a run is slow, weak or too good to be true, and what to type next."""
+    from effnet_lit.evaluation.doctor import diagnose
+    from effnet_lit.evaluation.evidence import read_evidence
+
+    found = diagnose(read_evidence(run))
+    if as_json:
+        print(json.dumps([advice._asdict() for advice in found], indent=2, ensure_ascii=False))
+        return
+    for advice in found:
+        print(f"Doctor   {advice.lines()}")
+    if not found:
+        print("Nothing to tell: no rule has strong evidence.")
 
 
 @app.command()

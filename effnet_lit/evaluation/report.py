@@ -22,6 +22,8 @@ from PIL import Image
 from effnet_lit.config import Config, UserError, from_dict, knobs, value_of
 from effnet_lit.evaluation.calibration import coverage
 from effnet_lit.evaluation.charts import Axis, Line, chart, ticks
+from effnet_lit.evaluation.doctor import diagnose
+from effnet_lit.evaluation.evidence import read_evidence
 from effnet_lit.evaluation.gradcam import heat_maps, overlay
 from effnet_lit.evaluation.metrics import wilson_interval
 from effnet_lit.model.modelfile import ImageClassifier
@@ -122,6 +124,7 @@ def gather(run_dir: Path, classifier: ImageClassifier, pixels: Pixels) -> dict[s
         "reliability": reliability(confidence, right, result["calibration"]["temperature"], answers),
         "coverage": coverage_chart(confidence, right),
         "audit": audit,
+        "advice": diagnose(read_evidence(run_dir)) if "training_sample" in result else None,
         "config": config,
         "command": command(from_dict(yaml.safe_load(config))),
         "run": run_dir.resolve().name,

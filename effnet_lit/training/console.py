@@ -78,6 +78,8 @@ def conclude(result: Result, console: Console) -> None:
     advice = "; data.cache=disk or more data.workers shorten that" if result.data_wait >= 0.03 else ""
     if (result.run_dir / "learning_curves.png").is_file():
         console.print(f"Waiting  {result.data_wait:.1%} of the training time was spent waiting for images{advice}.")
+    for advice in result.advice:
+        console.print(f"Doctor   {advice.lines()}")
     console.print(f"Open     {folder}/report.html; all figures: {folder}/result.json")
     console.print(f"Model    {folder}/model.safetensors ({result.model_path.stat().st_size / 1e6:.1f} MB)")
     console.print(f"Next     effnet predict {folder} IMAGE ...")

@@ -17,11 +17,21 @@ class DataWait(Callback):
 
     def __init__(self) -> None:
         self.waited = self.trained = self.mark = 0.0
+        self.epochs: list[tuple[float, float]] = []  # waited, trained up to the end of each
 
     @property
     def share(self) -> float:
         """Of the training time, 0-1."""
         return self.waited / self.trained if self.trained else 0.0
+
+    @property
+    def shares(self) -> list[float]:
+        """The same of each epoch."""
+        steps = zip([(0.0, 0.0), *self.epochs], self.epochs, strict=False)
+        return [(b[0] - a[0]) / max(1e-9, b[1] - a[1]) for a, b in steps]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epochs.append((self.waited, self.trained))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.mark = time.perf_counter()

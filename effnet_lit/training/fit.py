@@ -46,6 +46,7 @@ from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
 from effnet_lit.training.result import Result, finish, header, point_latest, unused, write_settings
 from effnet_lit.training.step_plan import plan_step
+from effnet_lit.training.watch import Watch
 
 # Lightning's advice that does not apply: the loader only gathers rows of an array, our sampler resumes mid-epoch, and
 # curves are kept per epoch.
@@ -86,7 +87,7 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     preview = fit_head(classifier, data) if config.training.head_first == "on" and checkpoint is None else None
     if preview is not None:
         console.print(f"Preview  {preview.sentence()}")
-    waiting = 0.0
+    waiting = DataWait()
     if config.training.strategy == "full":
         waiting = train_everything(config, data, network.train(), compiling.on, run_dir, checkpoint, console)
     else:
@@ -114,8 +115,8 @@ def train_everything(
     run_dir: Path,
     checkpoint: Path | None,
     console: Console,
-) -> float:
-    """Train ``network`` in place; returns the share of the time in which a step waited for its data."""
+) -> DataWait:
+    """Train ``network`` in place; returns the clock of the time that steps waited for their data."""
     if compiled:
         compile_network(network)
     module, datamodule, trainer = build_training(config, data, network, run_dir, console)
@@ -123,7 +124,7 @@ def train_everything(
     point_latest(run_dir)
     train(trainer, module, datamodule, checkpoint, run_dir)
     (waiting,) = (callback for callback in trainer.callbacks if isinstance(callback, DataWait))  # type: ignore[attr-defined]
-    return waiting.share
+    return waiting
 
 
 def prepare_with_progress(config: Config, console: Console, device_memory: int) -> PreparedData:
@@ -183,7 +184,9 @@ def build_training(
     loggers = build_loggers(config.log, run_dir)
     if loggers:
         callbacks.append(LearningRateMonitor("step"))
-    callbacks.append(DataWait())  # after all that work at the end of a step
+    waiting = DataWait()
+    callbacks.append(Watch(config, data.class_names, waiting, console))
+    callbacks.append(waiting)  # after all that work at the end of a step
     callbacks.append(KeepLast(run_dir / "checkpoints"))
     return module, datamodule, build_trainer(config, run_dir, loggers, callbacks)
 

@@ -25,6 +25,9 @@ from effnet_lit.data.audit_page import write_audit_page
 from effnet_lit.data.prepare import PreparedData, pictures, pixels_of
 from effnet_lit.data.split_file import SPLIT, write_split
 from effnet_lit.evaluation.calibration import calibrate, calibration_error, calibration_interval
+from effnet_lit.evaluation.doctor import Advice, diagnose
+from effnet_lit.evaluation.evidence import read_evidence
+from effnet_lit.evaluation.gather_evidence import gather
 from effnet_lit.evaluation.labels import likely_wrong_labels
 from effnet_lit.evaluation.metrics import (
     baseline_accuracy,
@@ -35,6 +38,7 @@ from effnet_lit.evaluation.metrics import (
 from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_curves
 from effnet_lit.evaluation.report import write_report
 from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
+from effnet_lit.training.data_wait import DataWait
 from effnet_lit.training.hardware import Hardware
 from effnet_lit.training.head import Preview
 
@@ -55,6 +59,7 @@ class Result:
     seconds: float
     data_wait: float  # share of the training time in which a step waited for its data
     val_images: int = 0
+    advice: tuple[Advice, ...] = ()  # the doctor's
 
 
 def unused(run_dir: Path) -> Path:
@@ -124,7 +129,7 @@ def finish(
     run_dir: Path,
     hardware: Hardware,
     seconds: dict[str, float],
-    data_wait: float,
+    data_wait: DataWait,
     preview: Preview | None = None,
 ) -> Result:
     """Calibrate on val, measure on val and test, then write model file, result.json, predictions and plots."""
@@ -137,6 +142,7 @@ def finish(
         "val": torch.softmax(raw / found["temperature"], 1),
         "test": predict_part(classifier, data, "test"),
     }
+    mirrors = config.data.horizontal_flip == "on" and config.augmentation != "none"
     figures = {part: measure(probabilities[part], torch.from_numpy(labels[part]), names) for part in probabilities}
     model_path = run_dir / "model.safetensors"
     summary = {key: figures["test"][key] for key in ("accuracy", "accuracy_ci95", "images", "f1_macro")}
@@ -149,7 +155,7 @@ def finish(
         figures["val"]["accuracy"],
         baseline_accuracy(labels["train"], labels["test"]),
         seconds["total"],
-        data_wait,
+        data_wait.share,
         figures["val"]["images"],
     )
     write_json(
@@ -161,8 +167,10 @@ def finish(
             "seconds": result.seconds,
             "seconds_training": seconds["training"],
             "calibration": found | calibration_figures(probabilities["test"], labels["test"], found),
-            "data_wait_share": data_wait,
+            "data_wait_share": data_wait.share,
+            "data_wait_by_epoch": data_wait.shares,
             "preview": preview and preview._asdict(),
+            **gather(classifier, data, probabilities["test"], result.test["confusion_matrix"], mirrors),
             "images": {part: len(values) for part, values in labels.items()},
             "class_names": list(names),
             "parameters": sum(parameter.numel() for parameter in classifier.network.parameters()),
@@ -173,6 +181,7 @@ def finish(
             "precision": hardware.precision,
             "peak_memory_bytes": peak_memory(),
             "gpu_peak_memory_bytes": torch.cuda.max_memory_allocated() if hardware.accelerator == "gpu" else None,
+            "device_memory_bytes": hardware.memory or ram(),
             "name": config.name,
             "versions": versions(),
         },
@@ -183,7 +192,7 @@ def finish(
         plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
     plot_confusion_matrix(result.test["confusion_matrix"], names, run_dir / "confusion_matrix.png")
     write_report(run_dir, classifier, pixels_of(data))
-    return result
+    return replace(result, advice=tuple(diagnose(read_evidence(run_dir))))
 
 
 def calibration_figures(probabilities: Tensor, labels: np.ndarray, found: dict[str, float]) -> dict[str, Any]:
@@ -234,6 +243,11 @@ def peak_memory() -> int | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def ram() -> int | None:
+    """Bytes of main memory; unknown on Windows."""
+    return None if sys.platform == "win32" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
