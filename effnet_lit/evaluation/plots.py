@@ -13,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 CURVES = (("train", "#9aa5b1", "training (augmented, smoothed labels)"), ("val", "#1f6feb", "validation"))
 
+LONGEST = 24  # letters of a class's name
+
 
 def plot_learning_curves(metrics_csv: Path, target: Path) -> None:
     """Loss and accuracy over epochs, training and validation, one row an epoch in metrics.csv."""
@@ -41,9 +43,9 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence
     axes: Axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, format="{x:.0%}", shrink=0.8, label="share of the true class")
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
-    axes.set_yticks(ticks, class_names)
+    ticks, names = range(len(class_names)), [short(name) for name in class_names]
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(ticks, names)
     axes.set(
         xlabel="predicted", ylabel="true", title=f"Held-out images: {np.trace(counts):,} of {counts.sum():,} right"
     )
@@ -69,6 +71,12 @@ def plot_settings(
     axes.set(xlabel="right on the validation images, with 95% interval", ylim=(0.4, len(names) + 0.6))
     axes.grid(axis="x", alpha=0.25)
     save(figure, target)
+
+
+def short(name: str) -> str:
+    """A name that leaves room for the picture, and is no formula to matplotlib."""
+    shown = name if len(name) <= LONGEST else name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return shown.replace("$", r"\$")
 
 
 def save(figure: Figure, target: Path) -> None:
