@@ -115,10 +115,10 @@ def faults(epochs: int, weights: Path | None) -> list[Case]:
         case("30% wrong labels", ["label_noise"], plant=wrong_labels),
         case("copies of held-out images in training", ["leakage"], plant=copies_in_training),
         case("a frozen backbone", ["probe"], f"model.weights={weights}", "training.strategy=probe"),
-        case("three classes with 20 images", rare_kinds, plant=partial(rare, classes=3, kept=20)),
-        case("one class with 8 images", rare_kinds, plant=partial(rare, classes=1, kept=8)),
-        case("preset large on 60 a class", ["few_steps"], "preset=large", **few),
-        case("2 epochs", ["few_steps"], "epochs=2"),
+        case("three classes with 10 images", rare_kinds, plant=partial(rare, classes=3, kept=10)),
+        case("one class with 4 images", rare_kinds, plant=partial(rare, classes=1, kept=4)),
+        case("heavy augmentation for 3 epochs on 60 a class", ["few_steps"], "augmentation=heavy", "epochs=3", **few),
+        case("1 epoch", ["few_steps"], "epochs=1"),
         case("classes that are mirror images", mirrored, "data.horizontal_flip=on", plant=mirrored_classes),
     ]
 

@@ -159,10 +159,15 @@ class TrainingConfig:
         "fit the last layer before the rest moves; auto = where weights are loaded under a new last layer",
         choices=("auto", "on", "off"),
     )
-    layer_decay: float | str = knob(
+    layer_decay: int | float | str = knob(
         "auto",
         "rate of each layer as a share of the next one's; auto = 0.9 with loaded weights, else 1",
         possible=Range(0.1, 1.0),
+    )
+    rate_factor: int | float | str = knob(
+        "auto",
+        "the peak rate is learning_rate times this; auto = 8 for an EfficientNet without loaded weights, else 1",
+        possible=Range(1e-6, 1e6),
     )
     batchnorm: str = knob(
         "train", "BatchNorm's mean and variance: train = of each batch, frozen = as loaded", choices=("train", "frozen")

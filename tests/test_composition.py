@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from effnet_lit.composition import (
+    LAYER_DECAY,
     OWNED_TRAINER_ARGUMENTS,
+    SCRATCH_RATE_FACTOR,
     compose,
     conf_dir,
     mirror_changes_label,
@@ -63,6 +65,16 @@ def test_autos_for_digits_and_for_own_images(class_folder: Path) -> None:
     assert (own.data.image_size, own.data.eval_size, own.model.weights) == (224, 256, "imagenet")
     assert own.data.horizontal_flip == "on"
     assert compose("model.name=vit_b_16").data.eval_size == 64  # a position embedding has one size
+
+
+def test_rates_without_and_with_weights(class_folder: Path) -> None:
+    scratch = compose("model.weights=none")
+    assert (scratch.training.rate_factor, scratch.training.layer_decay) == (SCRATCH_RATE_FACTOR, 1.0)
+    assert compose("model.weights=none", "model.name=vit_b_16").training.rate_factor == 1.0
+    loaded = compose(f"data.dir={class_folder}", "limits=off", "model.weights=imagenet")
+    assert (loaded.training.rate_factor, loaded.training.layer_decay) == (1.0, LAYER_DECAY)
+    given = compose("training.rate_factor=4", "training.layer_decay=1", "model.weights=none").training
+    assert (given.rate_factor, given.layer_decay) == (4, 1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +25,17 @@ def test_a_sweep_ends_in_a_table_and_a_failing_job_fails_alone(class_folder: Pat
     assert sorted(row.split("seed=")[1].split()[0] for row in rows[:2]) == ["1", "2"]
     assert "seed=-5" in rows[2]
     assert "failed" in rows[2]
-    assert table.count("-sweep/") == 3  # two runs, and the picture
+    assert table.count("-sweep/") == 3  # two runs, and the page
     assert "nothing to choose" in table
     assert (tmp_path / "runs" / "latest" / "model.safetensors").is_file()
     assert "seed=-5 is impossible" in table
     assert "one setting" in table and "sweep.png" in table
     (sweep,) = (path for path in (tmp_path / "runs").iterdir() if path.name.endswith("-sweep"))
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir() and not path.is_symlink()) == ["0", "1"]
+    page = (sweep / "sweep.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="([^"]+)"', page)
+    assert sorted(links) == ["0/report.html", "1/report.html"] and all((sweep / link).is_file() for link in links)
+    assert "One setting" in page and "seed=-5 is impossible" in page
 
 
 def test_a_prepared_sweep(class_folder: Path, tmp_path: Path) -> None:

@@ -69,21 +69,25 @@ def write_report(run_dir: Path, classifier: ImageClassifier, pixels: Pixels) -> 
         UserError: the folder holds no finished run.
     """
     facts = gather(run_dir, classifier, pixels)
-    folder = Path(__file__).parent
+    write_page(run_dir / "report.md", facts)
+    return write_page(run_dir / "report.html", facts)
+
+
+def write_page(target: Path, facts: Mapping[str, Any]) -> Path:
+    """Fill the template of that name; beside the target first, then renamed: never half a page."""
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": "{:,}".format, "percent": percent, "plain": plain}
-    for name in ("report.html", "report.md"):
-        text = environment.get_template(f"{name}.j2").render(**facts)
-        unfinished = run_dir / f".{name}.{os.getpid()}.unfinished"
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(unfinished, run_dir / name)
-    return run_dir / "report.html"
+    text = environment.get_template(f"{target.name}.j2").render(**facts)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(unfinished, target)
+    return target
 
 
 def percent(share: float) -> str:

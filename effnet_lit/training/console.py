@@ -47,8 +47,11 @@ def introduce(
     if config.training.strategy == "probe":
         console.print(f"Recipe   {config.name}: the last layer alone")
         return
+    factor = config.training.rate_factor
+    assert not isinstance(factor, str)
+    rate = f"{config.learning_rate:g}" + (f" x {factor:g}" if factor != 1 else "")
     console.print(
-        f"Recipe   {config.name}: {config.epochs} epochs, batch {config.batch_size}, rate {config.learning_rate:g}, "
+        f"Recipe   {config.name}: {config.epochs} epochs, batch {config.batch_size}, rate {rate}, "
         f"dropout {config.dropout_rate:g}, {config.augmentation} augmentation"
     )
     assert isinstance(config.batch_size, int)

@@ -49,10 +49,11 @@ def warmup_cosine(total_steps: int, warmup_fraction: float, final_fraction: floa
 
 
 def build_optimizer(network: nn.Module, learning_rate: float, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over ``parameter_groups``."""
-    assert isinstance(training.layer_decay, float)
-    groups = parameter_groups(network, training.weight_decay, learning_rate, training.layer_decay)
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    """AdamW over ``parameter_groups``, at ``learning_rate`` times ``training.rate_factor``."""
+    assert not isinstance(training.layer_decay, str) and not isinstance(training.rate_factor, str)
+    rate = learning_rate * training.rate_factor
+    groups = parameter_groups(network, training.weight_decay, rate, training.layer_decay)
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 
 def build_schedule(

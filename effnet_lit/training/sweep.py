@@ -13,6 +13,7 @@ from rich.table import Table
 
 from effnet_lit.evaluation.metrics import wilson_interval
 from effnet_lit.evaluation.plots import plot_settings
+from effnet_lit.evaluation.report import write_page
 from effnet_lit.training.console import shown
 from effnet_lit.training.result import Result, point_latest
 
@@ -58,10 +59,21 @@ def conclude_sweep(jobs: list[Job]) -> None:
         best = finished[0][1].run_dir
         point_latest(best, best.parent.parent)
         settings = by_setting([(differing(job, common), result) for job, result in finished])
-        console.print(verdict(settings), soft_wrap=True, highlight=False, markup=False)
+        sentence = verdict(settings)
+        console.print(f"Verdict  {sentence}", soft_wrap=True, highlight=False, markup=False)
         plot = best.parent / "sweep.png"
         plot_settings([s.name for s in settings], [s.accuracy for s in settings], [s.interval for s in settings], plot)
-        console.print(f"Open     {shown(plot)}", soft_wrap=True, highlight=False, markup=False)
+        facts = {
+            "folder": best.parent.name,
+            "verdict": sentence[0].upper() + sentence[1:],
+            "settings": settings,
+            "runs": [(differing(job, common), result) for job, result in finished],
+            "failed": [(differing(job, common), job.error) for job in failed],
+        }
+        page = write_page(best.parent / "sweep.html", facts)
+        console.print(
+            f"Open     {shown(page)}; as a picture: {plot.name}", soft_wrap=True, highlight=False, markup=False
+        )
 
 
 class Setting(NamedTuple):
@@ -100,9 +112,9 @@ def verdict(settings: Sequence[Setting]) -> str:
     """
     best, *others = settings
     if not others:
-        return f"Verdict  one setting, {best.accuracy:.1%} right: nothing to choose."
+        return f"one setting, {best.accuracy:.1%} right: nothing to choose."
     low, high = best.interval
-    about = f"Verdict  take {best.name}: {best.accuracy:.1%} right (95% interval {low:.1%} to {high:.1%})"
+    about = f"take {best.name}: {best.accuracy:.1%} right (95% interval {low:.1%} to {high:.1%})"
     ties = [other.name for other in others if not leads(best, other)]
     if not ties:
         return f"{about}; better than every other by more than chance."
