@@ -68,7 +68,6 @@ OF_THE_MACHINE = (
     "trainer.precision",
 )
 LAYER_DECAY = 0.9  # docs/decisions/fine_tuning.md
-SCRATCH_RATE_FACTOR = 8.0  # docs/decisions/from_scratch.md
 DATA_PATHS = ("dir", "manifest", "split", "exclude", "cache_dir")
 
 
@@ -185,8 +184,6 @@ def resolve(config: Config, preset: str, index: Index | None) -> None:
         raise UserError("training.head_first=on needs loaded weights; use auto, or set model.weights.")
     if config.training.layer_decay == "auto":
         config.training.layer_decay = 1.0 if random else LAYER_DECAY
-    if config.training.rate_factor == "auto":
-        config.training.rate_factor = SCRATCH_RATE_FACTOR if random and config.model.name in SCALES else 1.0
     if Path(config.model.weights).expanduser().is_file():
         config.model.weights = str(Path(config.model.weights).expanduser().resolve())
     if data.image_size == "auto":

@@ -164,9 +164,9 @@ class TrainingConfig:
         "rate of each layer as a share of the next one's; auto = 0.9 with loaded weights, else 1",
         possible=Range(0.1, 1.0),
     )
-    rate_factor: int | float | str = knob(
-        "auto",
-        "the peak rate is learning_rate times this; auto = 8 for an EfficientNet without loaded weights, else 1",
+    scratch_rate_factor: float = knob(
+        4.0,
+        "an EfficientNet without loaded weights is trained at learning_rate times this",
         possible=Range(1e-6, 1e6),
     )
     batchnorm: str = knob(

@@ -12,7 +12,6 @@ import yaml
 from effnet_lit.composition import (
     LAYER_DECAY,
     OWNED_TRAINER_ARGUMENTS,
-    SCRATCH_RATE_FACTOR,
     compose,
     conf_dir,
     mirror_changes_label,
@@ -20,6 +19,7 @@ from effnet_lit.composition import (
     trainer_arguments,
 )
 from effnet_lit.config import UserError, to_dict
+from effnet_lit.training.optim import peak_rate
 
 PRESETS = {  # the card's table: batch_size, epochs, learning_rate, dropout_rate, augmentation
     "small": (16, 30, 5e-4, 0.3, "heavy"),
@@ -68,13 +68,13 @@ def test_autos_for_digits_and_for_own_images(class_folder: Path) -> None:
 
 
 def test_rates_without_and_with_weights(class_folder: Path) -> None:
-    scratch = compose("model.weights=none")
-    assert (scratch.training.rate_factor, scratch.training.layer_decay) == (SCRATCH_RATE_FACTOR, 1.0)
-    assert compose("model.weights=none", "model.name=vit_b_16").training.rate_factor == 1.0
-    loaded = compose(f"data.dir={class_folder}", "limits=off", "model.weights=imagenet")
-    assert (loaded.training.rate_factor, loaded.training.layer_decay) == (1.0, LAYER_DECAY)
-    given = compose("training.rate_factor=4", "training.layer_decay=1", "model.weights=none").training
-    assert (given.rate_factor, given.layer_decay) == (4, 1)
+    scratch = compose("preset=small", "model.weights=none", "learning_rate=1e-3")
+    assert peak_rate(scratch) == pytest.approx(8e-3) and scratch.training.layer_decay == 1.0
+    assert peak_rate(compose("preset=small", "model.weights=none", "model.name=vit_b_16")) == 5e-4
+    loaded = compose(f"data.dir={class_folder}", "limits=off", "preset=small", "model.weights=imagenet")
+    assert peak_rate(loaded) == 5e-4 and loaded.training.layer_decay == LAYER_DECAY
+    given = compose("training.scratch_rate_factor=2", "training.layer_decay=1", "model.weights=none")
+    assert peak_rate(given) == 2 * given.learning_rate and given.training.layer_decay == 1
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def test_warmup_then_half_a_cosine() -> None:
 
 def test_schedule_drives_the_optimizer() -> None:
     network = nn.Linear(2, 2)
-    training = TrainingConfig(warmup_fraction=0.5, final_rate_fraction=0.0, layer_decay=1.0, rate_factor=4.0)
-    optimizer = build_optimizer(network, 0.1, training)
+    training = TrainingConfig(warmup_fraction=0.5, final_rate_fraction=0.0, layer_decay=1.0)
+    optimizer = build_optimizer(network, 0.4, training)
     schedule = build_schedule(optimizer, 4, training)
     rates = []
     for _ in range(4):

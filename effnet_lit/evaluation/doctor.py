@@ -15,7 +15,7 @@ from effnet_lit.evaluation.metrics import wilson_interval
 
 WAITING = 0.15  # share of the training time
 LONG_SECONDS = 1800.0
-FITTED = 0.75  # share of what guessing leaves that a fitted model has learnt of its training images
+FITTED = 0.5  # share of what guessing leaves that was learnt of the training images
 GAP = {"none": 0.02, "light": 0.1, "standard": 0.2, "heavy": 0.2}  # between training and held-out accuracy
 NOISE = 0.06  # share of training images that the model contradicts though it was taught their label
 RARE_IMAGES = 50  # of a class, to train on

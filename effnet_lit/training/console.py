@@ -11,6 +11,7 @@ from effnet_lit.config import VERY_LARGE_SET, Config
 from effnet_lit.data.prepare import PreparedData
 from effnet_lit.training.compiling import Decision
 from effnet_lit.training.hardware import Hardware, batch_advice
+from effnet_lit.training.optim import peak_rate
 from effnet_lit.training.progress import time_text
 from effnet_lit.training.result import Result
 from effnet_lit.training.step_plan import MemoryPlan
@@ -47,11 +48,8 @@ def introduce(
     if config.training.strategy == "probe":
         console.print(f"Recipe   {config.name}: the last layer alone")
         return
-    factor = config.training.rate_factor
-    assert not isinstance(factor, str)
-    rate = f"{config.learning_rate:g}" + (f" x {factor:g}" if factor != 1 else "")
     console.print(
-        f"Recipe   {config.name}: {config.epochs} epochs, batch {config.batch_size}, rate {rate}, "
+        f"Recipe   {config.name}: {config.epochs} epochs, batch {config.batch_size}, rate {peak_rate(config):g}, "
         f"dropout {config.dropout_rate:g}, {config.augmentation} augmentation"
     )
     assert isinstance(config.batch_size, int)

@@ -15,7 +15,7 @@ from torchmetrics import Accuracy, F1Score, MeanMetric
 from effnet_lit.config import Config, to_dict
 from effnet_lit.data.augment import augment
 from effnet_lit.data.mixing import mix, mixed_loss
-from effnet_lit.training.optim import build_optimizer, build_schedule
+from effnet_lit.training.optim import build_optimizer, build_schedule, peak_rate
 
 
 class Classifier(lightning.LightningModule):
@@ -104,6 +104,6 @@ class Classifier(lightning.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.network, self.config.learning_rate, self.config.training)
+        optimizer = build_optimizer(self.network, peak_rate(self.config), self.config.training)
         schedule = build_schedule(optimizer, self.total_steps, self.config.training)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

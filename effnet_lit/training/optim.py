@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from effnet_lit.config import TrainingConfig
+from effnet_lit.config import Config, TrainingConfig
+from effnet_lit.model.scaling import SCALES
 from effnet_lit.model.zoo import layers
 
 
@@ -48,12 +49,18 @@ def warmup_cosine(total_steps: int, warmup_fraction: float, final_fraction: floa
     return factor
 
 
+def peak_rate(config: Config) -> float:
+    """The highest rate of a run: without loaded weights an EfficientNet takes, and needs, more than ``learning_rate``
+    (docs/decisions/from_scratch.md)."""
+    scratch = config.model.weights == "none" and config.model.name in SCALES
+    return config.learning_rate * (config.training.scratch_rate_factor if scratch else 1.0)
+
+
 def build_optimizer(network: nn.Module, learning_rate: float, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over ``parameter_groups``, at ``learning_rate`` times ``training.rate_factor``."""
-    assert not isinstance(training.layer_decay, str) and not isinstance(training.rate_factor, str)
-    rate = learning_rate * training.rate_factor
-    groups = parameter_groups(network, training.weight_decay, rate, training.layer_decay)
-    return torch.optim.AdamW(groups, lr=rate, fused=True)
+    """AdamW over ``parameter_groups``."""
+    assert not isinstance(training.layer_decay, str)
+    groups = parameter_groups(network, training.weight_decay, learning_rate, training.layer_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def build_schedule(
