@@ -81,6 +81,7 @@ def ours(run: Run) -> dict[str, Any]:
             "model.weights=none",
             f"epochs={run.epochs}",
             f"seed={run.seed}",
+            f"data.cache_dir={Path(folder) / 'cache'}",
             *limits,
             *given,
         )

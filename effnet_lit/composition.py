@@ -297,6 +297,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         group, name = missing.groups()
         names = sorted(page.stem for page in (conf_dir() / group).glob("*.yaml"))
         return f"{group}={name} does not exist; use one of: {', '.join(names)}."
+    if "hydra/sweeper/optuna" in f"{error}\n{text}":
+        return 'sweep=optuna needs an extra; install it: pip install "effnet_lit[search]".'
     if "Ambiguous value" in text:
         value = text.split("'")[1]
         return f"{value} holds a comma, which means several runs; add -m, or quote it: \"key='a,b'\"."

@@ -33,7 +33,7 @@ def help_page() -> str:
         "  python train.py preset=small data.dir=photos       small | medium | large | auto",
         "  python train.py example=mobile_app data.dir=photos mobile_app | cloud_service | edge_device",
         "  python train.py -m preset=small,medium seed=1,2    several runs and a table",
-        "  python train.py -m sweep=rates data.dir=photos     a prepared sweep: rates | recipe (see conf/sweep/)",
+        "  python train.py -m sweep=rates data.dir=photos     a prepared sweep: rates | recipe | optuna (conf/sweep/)",
         "  python train.py resume=runs/latest                 go on after a stop",
         "  python train.py --cfg job                          print the settings, do not train",
         "",

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from effnet_lit.training.result import Result
@@ -55,6 +56,18 @@ def test_a_prepared_sweep_without_m_is_told(class_folder: Path, tmp_path: Path) 
     command = [sys.executable, str(ROOT / "train.py"), "sweep=rates", f"data.dir={class_folder}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and "add -m" in done.stderr
+
+
+def test_a_search_needs_its_extra_or_finds_the_best(class_folder: Path, tmp_path: Path) -> None:
+    settings = ["limits=off", "epochs=1", "batch_size=16", "data.image_size=32", "model.weights=none"]
+    settings += ["trainer.max_steps=1", "hydra.sweeper.n_trials=2"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "sweep=optuna", f"data.dir={class_folder}", *settings]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        assert done.returncode == 2 and 'pip install "effnet_lit[search]"' in done.stderr
+        assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs").exists()
+    else:
+        assert done.returncode == 0 and done.stdout.count("Verdict  take learning_rate=") == 1
 
 
 def result(accuracy: float, images: int = 400) -> Result:

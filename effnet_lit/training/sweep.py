@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -130,4 +131,10 @@ def leads(one: Setting, other: Setting) -> bool:
 
 def differing(job: Job, common: set[str]) -> str:
     """The overrides that tell a job from the others."""
-    return " ".join(override for override in job.overrides if override not in common)
+    return " ".join(rounded(override) for override in job.overrides if override not in common)
+
+
+def rounded(override: str) -> str:
+    """A number that a search drew, with three digits."""
+    key, _, value = override.partition("=")
+    return f"{key}={float(value):.3g}" if re.fullmatch(r"\d*\.\d{4,}(e-?\d+)?", value) else override
