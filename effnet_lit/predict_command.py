@@ -53,7 +53,9 @@ def predict_files(
         predictions = iter(track(predictions, "predicting", len(files), console=console, transient=True))
     print_one = {"json": json_line, "csv": csv_line, "lines": text_line}[form]
     if form == "csv":
-        csv.writer(sys.stdout).writerow(["path", "class", "probability", "sure", "error", *header.class_names])
+        csv.writer(sys.stdout).writerow(
+            ["path", "class", "probability", "sure", "unlike", "error", *header.class_names]
+        )
     readable = True
     for item in predictions:
         print_one(item, header, Chosen(top, least))
@@ -99,21 +101,21 @@ def json_line(item: Prediction, header: Header, chosen: Chosen) -> None:
         row["error"] = item.error
     else:
         name, probability = item.top(header.class_names, 1)[0]
-        row |= {"class": name, "probability": probability, "sure": is_sure(probability, header)}
+        row |= {"class": name, "probability": probability, "sure": is_sure(probability, header), "unlike": item.unlike}
         row["top"] = [{"class": name, "probability": value} for name, value in chosen(item, header.class_names)]
     print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
 def csv_line(item: Prediction, header: Header, chosen: Chosen) -> None:
-    """One row a file: path, class, probability, sure, error, then every class's probability."""
+    """One row a file: path, class, probability, sure, unlike, error, then every class's probability."""
     writer = csv.writer(sys.stdout)
     if item.probabilities is None:
-        writer.writerow([item.path, "", "", "", item.error, *[""] * len(header.class_names)])
+        writer.writerow([item.path, "", "", "", "", item.error, *[""] * len(header.class_names)])
         return
     name, probability = item.top(header.class_names, 1)[0]
-    told = "yes" if is_sure(probability, header) else "no"
+    sure, unlike = ("yes" if told else "no" for told in (is_sure(probability, header), item.unlike))
     values = [repr(float(value)) for value in item.probabilities]
-    writer.writerow([item.path, name, repr(probability), told, "", *values])
+    writer.writerow([item.path, name, repr(probability), sure, unlike, "", *values])
 
 
 def text_line(item: Prediction, header: Header, chosen: Chosen) -> None:
@@ -123,7 +125,8 @@ def text_line(item: Prediction, header: Header, chosen: Chosen) -> None:
         return
     best = chosen(item, header.class_names)
     shown = ", ".join(f"{name} {probability:.1%}" for name, probability in best)
-    print(f"{item.path}: {'' if is_sure(best[0][1], header) else 'not sure: '}{shown}")
+    doubt = "" if is_sure(best[0][1], header) else "not sure: "
+    print(f"{item.path}: {'unlike the training images: ' if item.unlike else doubt}{shown}")
 
 
 def explained(predictions: Iterator[Prediction], classifier: ImageClassifier, folder: Path) -> Iterator[Prediction]:

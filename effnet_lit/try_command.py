@@ -108,7 +108,7 @@ def answer_to(classifier: ImageClassifier, content: bytes) -> dict[str, Any]:
         image = decode(content, header.eval_size, header.resize)
     except DecodeError as error:
         return {"error": str(error)}
-    (probabilities,) = answer(classifier, [image])
+    ((probabilities, unlike),) = answer(classifier, [image])
     best = np.argsort(-probabilities, kind="stable")[:TOP]
     try:
         (heat,) = heat_maps(classifier, image[None], best[:1])
@@ -117,6 +117,7 @@ def answer_to(classifier: ImageClassifier, content: bytes) -> dict[str, Any]:
         shown = ""
     return {
         "top": [{"class": header.class_names[int(i)], "probability": float(probabilities[i])} for i in best],
+        "unlike": unlike,
         "sure": bool(probabilities.max() >= header.calibration.get("abstain_below", 0.0)),
         "image": encoded(image),
         "heat": shown,

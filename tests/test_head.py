@@ -15,12 +15,12 @@ from effnet_lit import compose, fit, load_model
 from effnet_lit.composition import LAYER_DECAY
 from effnet_lit.config import Config, UserError
 from effnet_lit.data.prepare import PreparedData, prepare
-from effnet_lit.evaluation.metrics import wilson_interval
+from effnet_lit.evaluation.features import answers_and_features
+from effnet_lit.evaluation.metrics import predict_probabilities, wilson_interval
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.modelfile import Header, ImageClassifier
 from effnet_lit.model.zoo import last_layer
-from effnet_lit.training.head import descend, features, fit_head, fit_linear
-from effnet_lit.training.result import predict_part
+from effnet_lit.training.head import descend, fit_head, fit_linear
 
 TINY = ("limits=off", "epochs=1", "batch_size=16", "data.image_size=32", "seed=3")
 
@@ -75,7 +75,7 @@ def colours(class_folder: Path, tmp_path: Path) -> tuple[ImageClassifier, Prepar
 def test_features_are_what_reaches_the_last_layer(colours: tuple[ImageClassifier, PreparedData]) -> None:
     classifier, data = colours
     numbers = data.part("test")
-    found = features(classifier, data, numbers)
+    _, found = answers_and_features(classifier, data, numbers)
     images = torch.from_numpy(np.stack([data.images[row] for row in data.rows[numbers]]))
     with torch.inference_mode():
         expected = classifier.logits(images)
@@ -89,7 +89,12 @@ def test_the_preview_is_a_full_evaluation_of_that_head(colours: tuple[ImageClass
     before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
     preview = fit_head(classifier, data)
     val = data.part("val")
-    right = int((predict_part(classifier, data, "val").argmax(1).numpy() == data.labels[val]).sum())
+    right = int(
+        (
+            predict_probabilities(classifier, lambda a, b: data.images[data.rows[val[a:b]]], len(val)).argmax(1).numpy()
+            == data.labels[val]
+        ).sum()
+    )
     assert preview.accuracy == right / len(val) and preview.images == len(val)
     assert preview.interval == wilson_interval(right, len(val))
     assert preview.accuracy > 0.6, "three plain colours, even through random layers"
@@ -113,7 +118,7 @@ def run(folder: Path, weights: Path, *overrides: str) -> Config:
 def test_a_probe_changes_the_last_layer_alone(class_folder: Path, weights_file: Path, tmp_path: Path) -> None:
     result = fit(run(class_folder, weights_file, "training.strategy=probe"), tmp_path / "run")
     start, end = load_file(weights_file), load_file(result.model_path)
-    changed = {name for name, value in end.items() if not torch.equal(value, start[name])}
+    changed = {name for name, value in start.items() if not torch.equal(value, end[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
     page = json.loads((result.run_dir / "result.json").read_text())
     assert page["preview"]["accuracy"] == page["val"]["accuracy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +23,14 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's answer: probabilities in the order of the model's classes, and the image as the model saw it, uint8
-    (S, S, 3); or why there are none."""
+    """One image's answer: probabilities in the order of the model's classes, whether it is unlike the training images,
+    and the image as the model saw it, uint8 (S, S, 3); or why there are none."""
 
     path: str
     probabilities: np.ndarray | None
     error: str = ""
     image: np.ndarray | None = None
+    unlike: bool = False
 
     def top(self, class_names: Sequence[str], count: int) -> list[tuple[str, float]]:
         """The likeliest classes, best first."""
@@ -79,13 +81,16 @@ def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Pred
                 if isinstance(image, str):
                     yield Prediction(str(path), None, image)
                 else:
-                    yield Prediction(str(path), next(answers), image=image)
+                    probabilities, unlike = next(answers)
+                    yield Prediction(str(path), probabilities, image=image, unlike=unlike)
 
 
 @torch.inference_mode()
-def answer(classifier: ImageClassifier, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Probabilities (N, classes) of decoded images (S, S, 3)."""
+def answer(classifier: ImageClassifier, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, bool]]:
+    """Probabilities (classes) of each decoded image (S, S, 3), and whether it is unlike the training images."""
     if not images:
-        return np.empty((0, len(classifier.header.class_names)), np.float32)
+        return []
     device = next(classifier.parameters()).device
-    return classifier(torch.from_numpy(np.stack(images)).to(device)).cpu().numpy()
+    probabilities, shares = classifier.with_familiarity(torch.from_numpy(np.stack(images)).to(device))
+    unlike = shares > classifier.header.calibration.get("unlike_above", math.inf)
+    return list(zip(probabilities.cpu().numpy(), unlike.tolist(), strict=True))

@@ -10,11 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from effnet_lit.data.prepare import PreparedData
+from effnet_lit.evaluation.features import training_sample
 from effnet_lit.evaluation.labels import likely_wrong_labels
-from effnet_lit.evaluation.metrics import predict_probabilities
-from effnet_lit.model.modelfile import ImageClassifier
 
-SAMPLE = 400  # training images that are looked at again
 SURE = 0.5  # least probability with which a label is contradicted
 TEMPLATE_IMAGES = 64  # of a class, for its mean image
 TEMPLATE_SIDE = 32  # pixels
@@ -23,11 +21,12 @@ OFTEN = 0.1  # share of two classes' images that are taken for each other
 
 
 def gather(
-    classifier: ImageClassifier, data: PreparedData, test: Tensor, confusion: Sequence[Sequence[int]], mirrors: bool
+    data: PreparedData, sample: Tensor, test: Tensor, confusion: Sequence[Sequence[int]], mirrors: bool
 ) -> dict[str, Any]:
     """All of it.
 
     Args:
+        sample: (N, classes) probabilities of ``training_sample(data)``.
         test: (N, classes) probabilities of the held-out images.
         confusion: counts, true class by answer.
         mirrors: whether training mirrors its images.
@@ -35,25 +34,21 @@ def gather(
     right = test.argmax(1).numpy() == data.labels[data.part("test")]
     train = data.labels[data.part("train")]
     return {
-        "training_sample": training_sample(classifier, data),
+        "training_sample": learnt(sample.numpy(), data.labels[training_sample(data)]),
         "training_images": {name: int((train == i).sum()) for i, name in enumerate(data.class_names)},
         "copies_held_out": copies_held_out(data, right),
         "mirror_pairs": list(mirror_pairs(data, confusion)) if mirrors else [],
     }
 
 
-def training_sample(classifier: ImageClassifier, data: PreparedData) -> dict[str, Any]:
+def learnt(found: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy on training images seen as held-out ones are, and how many of their labels the model contradicts."""
-    part = data.part("train")
-    chosen = part[np.unique(np.linspace(0, len(part) - 1, min(SAMPLE, len(part))).astype(int))]
-    rows = data.rows[chosen]
-    found = predict_probabilities(classifier, lambda start, stop: data.images[rows[start:stop]], len(rows)).numpy()
-    right = int((found.argmax(1) == data.labels[chosen]).sum())
-    suspected = likely_wrong_labels(found, data.labels[chosen])
+    right = int((found.argmax(1) == labels).sum())
+    suspected = likely_wrong_labels(found, labels)
     return {
-        "images": len(chosen),
+        "images": len(labels),
         "right": right,
-        "accuracy": right / len(chosen),
+        "accuracy": right / len(labels),
         "contradicted": int((found[suspected].max(1) >= SURE).sum()),
     }
 

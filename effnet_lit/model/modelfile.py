@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from effnet_lit.config import UserError
-from effnet_lit.model.zoo import build
+from effnet_lit.model.familiarity import Familiarity
+from effnet_lit.model.zoo import build, last_layer
 
 KEY = "effnet_lit"
 FORMAT_VERSION = 1
+FAMILIARITY = "familiarity."  # before the names of its tensors
 NEXT = "give a model.safetensors written by effnet_lit"
 
 
@@ -46,9 +48,10 @@ class ImageClassifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, header: Header) -> None:
+    def __init__(self, network: nn.Module, header: Header, familiarity: Familiarity | None = None) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
+        self.familiarity = familiarity
         self.header = header
         self.register_buffer("mean", torch.tensor(header.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(header.std).view(1, 3, 1, 1), persistent=False)
@@ -62,10 +65,31 @@ class ImageClassifier(nn.Module):
         """uint8 (N, S, S, 3) -> calibrated probabilities, float32 (N, classes)."""
         return torch.softmax(self.logits(images) / self.header.calibration["temperature"], dim=1)
 
+    def with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, S, S, 3) -> the same probabilities, and what reaches the last layer, float32 (N, F)."""
+        seen: list[Tensor] = []
+        handle = last_layer(self.network).register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+        try:
+            probabilities = self(images)
+        finally:
+            handle.remove()
+        return probabilities, seen[0].float()
+
+    def with_familiarity(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, S, S, 3) -> probabilities, and the share of each image that is unlike training, float32 (N,);
+        zeros where the model file says nothing about it."""
+        probabilities, features = self.with_features(images)
+        if self.familiarity is None:
+            return probabilities, torch.zeros(len(images), device=images.device)
+        return probabilities, self.familiarity(features)
+
 
 def write_model(path: Path, classifier: ImageClassifier) -> None:
     """Write the file beside ``path``, then rename it: a reader finds the old file or the new one, never half."""
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in classifier.network.state_dict().items()}
+    tensors = dict(classifier.network.state_dict())
+    if classifier.familiarity is not None:
+        tensors |= {FAMILIARITY + name: tensor for name, tensor in classifier.familiarity.state_dict().items()}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     content = save(tensors, metadata={KEY: json.dumps(asdict(classifier.header), ensure_ascii=False)})
     unfinished = path.with_name(f".{path.name}.unfinished")
     with open(unfinished, "wb") as file:
@@ -109,5 +133,8 @@ def load_model(path: str | Path) -> ImageClassifier:
     """
     header = read_header(Path(path))
     network = build(header.architecture)
-    network.load_state_dict(load_file(path))
-    return ImageClassifier(network, header).eval()
+    tensors = load_file(path)
+    known = {name: tensors.pop(FAMILIARITY + name) for name in Familiarity.NAMES if FAMILIARITY + name in tensors}
+    network.load_state_dict(tensors)
+    familiarity = Familiarity(**known) if known else None
+    return ImageClassifier(network, header, familiarity).eval()

@@ -103,7 +103,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(f"model.weights={path} is neither a file nor imagenet, imagenet-tv or none; {WAYS_ON}.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return {key: value for key, value in load_file(path).items() if not key.startswith("familiarity.")}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted unpickler raises whatever it trips over
         first = (str(error).splitlines() or [type(error).__name__])[0]

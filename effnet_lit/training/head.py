@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from effnet_lit.data.prepare import PreparedData
-from effnet_lit.evaluation.metrics import predict_probabilities, wilson_interval
+from effnet_lit.evaluation.features import answers_and_features
+from effnet_lit.evaluation.metrics import wilson_interval
 from effnet_lit.model.modelfile import ImageClassifier
 from effnet_lit.model.zoo import last_layer
 
@@ -44,32 +45,16 @@ def fit_head(classifier: ImageClassifier, data: PreparedData) -> Preview:
     layer = last_layer(classifier.network)
     train = data.part("train")
     labels = torch.from_numpy(data.labels[train])
-    weight, bias = fit_linear(features(classifier, data, train), labels, layer.out_features)
+    _, seen = answers_and_features(classifier, data, train)
+    weight, bias = fit_linear(seen, labels, layer.out_features)
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
     val = data.part("val")
-    rows = data.rows[val]
-    found = predict_probabilities(classifier, lambda start, stop: data.images[rows[start:stop]], len(rows))
+    found, _ = answers_and_features(classifier, data, val)
     right = int((found.argmax(1) == torch.from_numpy(data.labels[val])).sum())
     interval = wilson_interval(right, len(val))
     return Preview(right / max(1, len(val)), interval, len(val), time.perf_counter() - started)
-
-
-def features(classifier: ImageClassifier, data: PreparedData, numbers: np.ndarray) -> Tensor:
-    """What reaches the last layer, (N, C) float32 on the CPU."""
-    seen: list[Tensor] = []
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].float().cpu())
-
-    rows = data.rows[numbers]
-    handle = last_layer(classifier.network).register_forward_pre_hook(note)
-    try:
-        predict_probabilities(classifier, lambda start, stop: data.images[rows[start:stop]], len(rows))
-    finally:
-        handle.remove()
-    return torch.cat(seen)
 
 
 def fit_linear(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

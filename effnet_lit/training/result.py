@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import sys
@@ -27,12 +28,13 @@ from effnet_lit.data.split_file import SPLIT, write_split
 from effnet_lit.evaluation.calibration import calibrate, calibration_error, calibration_interval
 from effnet_lit.evaluation.doctor import Advice, diagnose
 from effnet_lit.evaluation.evidence import read_evidence
+from effnet_lit.evaluation.familiarity import fit_familiarity, unlike_above
+from effnet_lit.evaluation.features import answers_and_features, training_sample
 from effnet_lit.evaluation.gather_evidence import gather
 from effnet_lit.evaluation.labels import likely_wrong_labels
 from effnet_lit.evaluation.metrics import (
     baseline_accuracy,
     measure,
-    predict_probabilities,
     wilson_interval,
 )
 from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_curves
@@ -135,13 +137,18 @@ def finish(
     """Calibrate on val, measure on val and test, then write model file, result.json, predictions and plots."""
     names = data.class_names
     labels = {part: data.labels[data.part(part)] for part in ("train", "val", "test")}
-    raw = predict_part(classifier, data, "val").clamp_min(TINY).log()
+    raw, val_features = answers_and_features(classifier, data, data.part("val"))
+    raw = raw.clamp_min(TINY).log()
     found = calibrate(raw, torch.from_numpy(labels["val"]))
     classifier.header = replace(classifier.header, calibration=found)
-    probabilities = {
-        "val": torch.softmax(raw / found["temperature"], 1),
-        "test": predict_part(classifier, data, "test"),
-    }
+    sample, sample_features = answers_and_features(classifier, data, training_sample(data))
+    familiarity = fit_familiarity(sample_features)
+    if len(val_features):
+        found["unlike_above"] = unlike_above(familiarity(val_features))
+    classifier.familiarity = familiarity
+    test, test_features = answers_and_features(classifier, data, data.part("test"))
+    probabilities = {"val": torch.softmax(raw / found["temperature"], 1), "test": test}
+    unlike = int((familiarity(test_features) > found.get("unlike_above", math.inf)).sum())
     mirrors = config.data.horizontal_flip == "on" and config.augmentation != "none"
     figures = {part: measure(probabilities[part], torch.from_numpy(labels[part]), names) for part in probabilities}
     model_path = run_dir / "model.safetensors"
@@ -166,11 +173,11 @@ def finish(
             "baseline_accuracy": result.baseline_accuracy,
             "seconds": result.seconds,
             "seconds_training": seconds["training"],
-            "calibration": found | calibration_figures(probabilities["test"], labels["test"], found),
+            "calibration": found | calibration_figures(test, labels["test"], found) | {"unlike": unlike},
             "data_wait_share": data_wait.share,
             "data_wait_by_epoch": data_wait.shares,
             "preview": preview and preview._asdict(),
-            **gather(classifier, data, probabilities["test"], result.test["confusion_matrix"], mirrors),
+            **gather(data, sample, test, result.test["confusion_matrix"], mirrors),
             "images": {part: len(values) for part, values in labels.items()},
             "class_names": list(names),
             "parameters": sum(parameter.numel() for parameter in classifier.network.parameters()),
@@ -187,7 +194,7 @@ def finish(
         },
     )
     add_suspected_labels(run_dir, data, probabilities)
-    write_predictions(run_dir / "test_predictions.csv", data, probabilities["test"])
+    write_predictions(run_dir / "test_predictions.csv", data, test)
     if (run_dir / "metrics.csv").is_file():  # not after a probe
         plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
     plot_confusion_matrix(result.test["confusion_matrix"], names, run_dir / "confusion_matrix.png")
@@ -227,12 +234,6 @@ def add_suspected_labels(run_dir: Path, data: PreparedData, probabilities: dict[
     content = json.loads((run_dir / "audit.json").read_text(encoding="utf-8"))
     content["findings"].append(asdict(suspected_labels(items)))
     write_audit_files(run_dir, data, content)
-
-
-def predict_part(classifier: ImageClassifier, data: PreparedData, part: str) -> Tensor:
-    """Probabilities (N, classes) of one part, from the cached images."""
-    rows = data.rows[data.part(part)]
-    return predict_probabilities(classifier, lambda start, stop: data.images[rows[start:stop]], len(rows))
 
 
 def peak_memory() -> int | None:
