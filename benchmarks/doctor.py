@@ -10,6 +10,7 @@ import csv
 import json
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,12 @@ def rare(rows: Rows, work: Path, classes: int, kept: int) -> Rows:
                 continue
         left.append(row)
     return left
+
+
+def even(rows: Rows, work: Path) -> Rows:
+    """Without classes that have less than half the images of the largest: the doctor would tell of them, rightly."""
+    counts = Counter(row["label"] for row in rows)
+    return [row for row in rows if 2 * counts[row["label"]] >= max(counts.values())]
 
 
 def mirrored_classes(rows: Rows, work: Path) -> Rows:
@@ -126,7 +133,7 @@ def faults(epochs: int, weights: Path | None) -> list[Case]:
 def healthy(epochs: int) -> list[Case]:
     """Nothing planted: presets, and changes to them that people make."""
     variations = ("preset=medium", "preset=small", "learning_rate=2e-3", "batch_size=16", "dropout_rate=0.4")
-    return [Case(one, frozenset(), (f"epochs={epochs}", one)) for one in variations]
+    return [Case(one, frozenset(), (f"epochs={epochs}", one), even) for one in variations]
 
 
 def train(folder: str, case: Case, seed: int) -> dict[str, Any]:

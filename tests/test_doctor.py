@@ -100,7 +100,7 @@ def restless(seen: Evidence, times: int) -> Evidence:
 
 FAULTS: dict[str, Callable[[], Evidence]] = {
     "leakage": lambda: changed(healthy(), copies_held_out={"images": 60, "right": 60}),
-    "label_noise": lambda: contradicted(healthy(train=0.7, test=0.6), 60),
+    "label_noise": lambda: contradicted(healthy(train=0.7, test=0.6), 70),
     "probe": lambda: trained_with(healthy(train=0.4, test=0.35), strategy="probe"),
     "rate_low": lambda: healthy("learning_rate=1e-5", "limits=off", train=0.3, test=0.3),
     "rate_high": lambda: healthy("learning_rate=0.03", "limits=off", train=0.5, test=0.5),
@@ -121,7 +121,7 @@ FAULTS: dict[str, Callable[[], Evidence]] = {
 WEAK: dict[str, Callable[[], Evidence]] = {
     "nothing": healthy,
     "two near-duplicates in a large set": lambda: changed(healthy(), copies_held_out={"images": 6, "right": 6}),
-    "a few contradictions": lambda: contradicted(healthy(), 20),
+    "a few contradictions": lambda: contradicted(healthy(), 30),
     "a hard task, half learnt": lambda: healthy(train=0.65, test=0.58),
     "a good model at an unusual rate": lambda: healthy("learning_rate=0.02", "limits=off", train=1.0, test=0.99),
     "a small gap": lambda: healthy(train=0.99, test=0.86),
