@@ -121,7 +121,7 @@ def faults(epochs: int, weights: Path | None) -> list[Case]:
         case("one worker, large files, no cache", ["data_slow"], *slow, plant=large_files, **few),
         case("30% wrong labels", ["label_noise"], plant=wrong_labels),
         case("copies of held-out images in training", ["leakage"], plant=copies_in_training),
-        case("a frozen backbone", ["probe"], f"model.weights={weights}", "training.strategy=probe"),
+        case("a frozen backbone", ["frozen"], f"model.weights={weights}", "training.strategy=probe"),
         case("three classes with 10 images", rare_kinds, plant=partial(rare, classes=3, kept=10)),
         case("one class with 4 images", rare_kinds, plant=partial(rare, classes=1, kept=4)),
         case("heavy augmentation for 3 epochs on 60 a class", ["few_steps"], "augmentation=heavy", "epochs=3", **few),

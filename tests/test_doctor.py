@@ -101,7 +101,7 @@ def restless(seen: Evidence, times: int) -> Evidence:
 FAULTS: dict[str, Callable[[], Evidence]] = {
     "leakage": lambda: changed(healthy(), copies_held_out={"images": 60, "right": 60}),
     "label_noise": lambda: contradicted(healthy(train=0.7, test=0.6), 70),
-    "probe": lambda: trained_with(healthy(train=0.4, test=0.35), strategy="probe"),
+    "frozen": lambda: trained_with(healthy(train=0.4, test=0.35), strategy="probe"),
     "rate_low": lambda: healthy("learning_rate=1e-5", "limits=off", train=0.3, test=0.3),
     "rate_high": lambda: healthy("learning_rate=0.03", "limits=off", train=0.5, test=0.5),
     "few_steps": lambda: replace(healthy("epochs=5", train=0.3, test=0.3, images=700), epochs=[{"val/loss": 1.0}] * 5),

@@ -89,20 +89,25 @@ def label_noise(seen: Evidence) -> Iterator[Advice]:
         )
 
 
+def frozen(seen: Evidence) -> Iterator[Advice]:
+    """Only the last layer was trained, and something is left to gain."""
+    if seen.config.training.strategy == "probe" and seen.test[2] < GOOD:
+        yield Advice(
+            "frozen",
+            f"Only the last layer was trained: right on {seen.train[0]:.1%} of the training images, {seen.test[0]:.1%} "
+            f"of held-out ones ({between(*seen.test[1:])}).",
+            "training.strategy=full",
+            "what these weights do not see is learnt too, in minutes to hours",
+        )
+
+
 def underfitting(seen: Evidence) -> Iterator[Advice]:
     """The training images themselves were not learnt; why, where something points there."""
-    if seen.fitted[2] >= FITTED:
+    if seen.fitted[2] >= FITTED or seen.config.training.strategy == "probe":
         return
     about = f"right on only {seen.train[0]:.1%} of the training images themselves ({between(*seen.train[1:])})"
     epochs = seen.config.epochs
-    if seen.config.training.strategy == "probe":
-        yield Advice(
-            "probe",
-            f"Underfitting: {about}; only the last layer was trained.",
-            "training.strategy=full",
-            "what these weights do not see, training can still teach them; more time",
-        )
-    elif seen.steps < FEW_STEPS:
+    if seen.steps < FEW_STEPS:
         images = seen.result["images"]["train"]
         yield Advice(
             "few_steps",
@@ -295,7 +300,7 @@ def wrong_preset(seen: Evidence) -> Iterator[Advice]:
 
 Rule = Callable[[Evidence], Iterator[Advice]]
 RULES: tuple[Rule, ...] = (
-    leakage, label_noise, unusual_rate, underfitting, rough, overfitting, rare_classes, mirrored, slow, memory,
+    leakage, label_noise, unusual_rate, frozen, underfitting, rough, overfitting, rare_classes, mirrored, slow, memory,
     wrong_preset,
 )  # fmt: skip
 WHILE_TRAINING: tuple[Rule, ...] = (diverged, rough, slow)  # their evidence is there before the end
@@ -304,6 +309,7 @@ EXPLAINS = {
     "rate_high": ("few_steps", "underfitting", "overfitting"),
     "rate_low": ("few_steps", "underfitting"),
     "few_images": ("imbalance",),
+    "frozen": ("overfitting",),
 }
 
 
