@@ -18,7 +18,7 @@ demo: setup  ## train preset=medium on the embedded digits; ARGS="..." adds sett
 	$(BIN)/python train.py preset=medium $(ARGS)
 
 test: setup  ## the tests (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup  ## the tests that take minutes: wheel, notebook, wandb
 	$(BIN)/python -m pytest -q -m slow

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from effnet_lit.evaluation.gradcam import heat_maps, last_maps, overlay
 from effnet_lit.model.modelfile import Header, ImageClassifier, load_model
 
 MANY = 200  # files, from which on a bar shows how far it is
+WIDEST_PATH, WIDEST_NAME = 60, 30  # letters, of columns on the screen
 
 
 def predict_files(
@@ -51,7 +53,8 @@ def predict_files(
     console = Console(stderr=True)
     if len(files) >= MANY and console.is_terminal and not sys.stdout.isatty():
         predictions = iter(track(predictions, "predicting", len(files), console=console, transient=True))
-    print_one = {"json": json_line, "csv": csv_line, "lines": text_line}[form]
+    lines = partial(text_line, width=min(WIDEST_PATH, max(len(str(file)) for file in files)))
+    print_one = {"json": json_line, "csv": csv_line, "lines": lines}[form]
     if form == "csv":
         csv.writer(sys.stdout).writerow(
             ["path", "class", "probability", "sure", "unlike", "error", *header.class_names]
@@ -118,15 +121,18 @@ def csv_line(item: Prediction, header: Header, chosen: Chosen) -> None:
     writer.writerow([item.path, name, repr(probability), sure, unlike, "", *values])
 
 
-def text_line(item: Prediction, header: Header, chosen: Chosen) -> None:
-    """A line a file for the eye."""
+def text_line(item: Prediction, header: Header, chosen: Chosen, width: int) -> None:
+    """A row a file for the eye: path (``width`` letters wide), answer, probability, other classes, doubts."""
+    path = f"{item.path:<{width}}"
     if item.error:
-        print(f"{item.path}: not read, {item.error}")
+        print(f"{path}  not read: {item.error}")
         return
-    best = chosen(item, header.class_names)
-    shown = ", ".join(f"{name} {probability:.1%}" for name, probability in best)
-    doubt = "" if is_sure(best[0][1], header) else "not sure: "
-    print(f"{item.path}: {'unlike the training images: ' if item.unlike else doubt}{shown}")
+    (name, probability), *others = chosen(item, header.class_names)
+    answer = f"{name:<{min(WIDEST_NAME, max(map(len, header.class_names)))}}  {probability:6.1%}"
+    doubts = [] if is_sure(probability, header) else ["not sure"]
+    doubts += ["unlike the training images"] if item.unlike else []
+    rest = [", ".join(f"{name} {probability:.1%}" for name, probability in others)] if others else []
+    print("   ".join([f"{path}  {answer}", *rest, *doubts]))
 
 
 def explained(predictions: Iterator[Prediction], classifier: ImageClassifier, folder: Path) -> Iterator[Prediction]:

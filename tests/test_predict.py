@@ -88,6 +88,30 @@ def test_not_sure_and_sets(model: Path, class_folder: Path) -> None:
     assert done.exit_code == 2 and "it has: 0.8, 0.9, 0.95, 0.99" in done.output
 
 
+def test_rows_for_the_eye_stand_in_columns(
+    model: Path, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "a longer name.png"):
+        shutil.copy(class_folder / "red" / "00.png", name)
+    Path("bad.jpg").write_bytes(b"no image")
+    done = CliRunner().invoke(app, ["predict", str(model), "a.png", "a longer name.png", "bad.jpg"])
+    first, second, third = done.stdout.splitlines()
+    column = len("a longer name.png") + 2
+    assert first[column:] == second[column:]  # the same image
+    assert first[column:].split()[0] in {"red", "green", "blue"} and third[column:].startswith("not read: ")
+
+
+def test_many_files_stay_in_order(model: Path, class_folder: Path) -> None:
+    """More than two batches, one file in the middle that cannot be read; images are decoded ahead of the network."""
+    classifier = load_model(model)
+    everything, reds = sorted(class_folder.glob("*/*.png")), sorted(class_folder.glob("red/*.png"))
+    paths = [*everything, class_folder / "gone.png", *reds]
+    found = list(predict(classifier, paths))
+    assert [item.path for item in found] == [str(path) for path in paths]
+    assert [bool(item.error) for item in found] == [path.name == "gone.png" for path in paths]
+
+
 def test_patterns(class_folder: Path) -> None:
     assert len(find_images([f"{class_folder}/red/0*.png"])) == 10
     assert len(find_images([f"{class_folder}/**/1?.png"])) == 30

@@ -140,6 +140,14 @@ def test_two_runs(run_dir: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
     done = CliRunner().invoke(app, ["report", str(run_dir), str(copy)])
     assert "no difference beyond chance (p = 1)" in done.output
+    assert "learning_rate" not in done.output, "what is the same in both is not told"
+    page = (copy / "config.yaml").read_text(encoding="utf-8")
+    (copy / "config.yaml").write_text(page.replace("seed: 3", "seed: 7"), encoding="utf-8")
+    rows = CliRunner().invoke(app, ["report", str(run_dir), str(copy)]).output.splitlines()
+    (seeds,) = (row.split("│")[2:4] for row in rows if "seed" in row)
+    assert [seed.strip() for seed in seeds] == ["3", "7"]
+    figures = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["test"]
+    assert sum(f"{figures['accuracy']:.1%} (" in row for row in rows) == 1
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert done.exit_code == 2 and "not a finished run" in done.output
 

@@ -72,9 +72,11 @@ def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Pred
             return str(error)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), BATCH):
-            group = paths[start : start + BATCH]
-            images = list(pool.map(read, group))
+        groups = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+        coming = pool.map(read, groups[0]) if groups else iter(())
+        for group, following in zip(groups, [*groups[1:], []], strict=True):
+            images = list(coming)
+            coming = pool.map(read, following)  # decoded while the network computes
             readable = [image for image in images if isinstance(image, np.ndarray)]
             answers = iter(answer(classifier, readable))
             for path, image in zip(group, images, strict=True):

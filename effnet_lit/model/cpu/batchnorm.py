@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from effnet_lit.model.cpu.pieces import as_images, rows, with_ones
+from effnet_lit.model.cpu.pieces import as_images, rows
 
 aten = torch.ops.aten
 
@@ -81,10 +81,11 @@ def through_norm(statistics: Statistics, scale: Tensor, gradients: Tensor) -> Ca
 
 
 class Folded(NamedTuple):
-    """``matrix`` (E, C + 1) maps pixels with a one to normalised outputs; ``moments`` (C + 1, C + 1) are the sums of
-    products of all pixels with ones, float64; ``inverse`` (E) is 1 / deviation of the raw outputs, float64."""
+    """``weight`` (E, C, 1, 1) and ``bias`` (E) map pixels to normalised outputs; ``moments`` (C + 1, C + 1) are the
+    sums of products of all pixels with ones, float64; ``inverse`` (E) is 1 / deviation of the raw outputs, float64."""
 
-    matrix: Tensor
+    weight: Tensor
+    bias: Tensor
     moments: Tensor
     inverse: Tensor
 
@@ -95,7 +96,9 @@ def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor,
     channels = weight.shape[1]
     moments = torch.zeros(channels + 1, channels + 1, dtype=torch.float64)
     for piece in pieces:
-        pixels = with_ones(piece).double()  # differences of sums below: float32 would lose small variances
+        # float64, because of differences of sums below: float32 would lose small variances
+        pixels = piece.new_ones(pixel_count(piece), channels + 1, dtype=torch.float64)
+        pixels[:, :-1] = rows(piece)
         moments.addmm_(pixels.t(), pixels)
     mean_in, covariance = centred(moments)
     w = weight.flatten(1).double()  # (E, C)
@@ -103,8 +106,8 @@ def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor,
     settle(mean, variance, sum(pixel_count(piece) for piece in pieces), norm)
     inverse = (variance + norm.eps).rsqrt()
     factor = scale.double() * inverse
-    matrix = torch.cat([factor[:, None] * w, (shift.double() - mean * factor)[:, None]], 1)
-    return Folded(matrix.to(weight.dtype), moments, inverse)
+    folded, bias = factor[:, None] * w, shift.double() - mean * factor
+    return Folded(folded.to(weight.dtype).view_as(weight), bias.to(weight.dtype), moments, inverse)
 
 
 def centred(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,31 +116,39 @@ def centred(moments: Tensor) -> tuple[Tensor, Tensor]:
     return mean, moments[:-1, :-1] / count - torch.outer(mean, mean)
 
 
-def factors_of_input(folded: Folded, weight: Tensor, scale: Tensor) -> Tensor:
-    """The matrix (E, C) by which dz reaches the input where mean and deviation are taken as constants."""
-    return ((scale.double() * folded.inverse)[:, None] * weight.flatten(1).double()).to(weight.dtype)
+class Unfolded(NamedTuple):
+    """Gradients of weight, scale and shift, and what the input's gradient lacks: ``weight`` (C, C, 1, 1) and ``bias``
+    (C) of one more 1x1 convolution of the input."""
+
+    by_weight: Tensor
+    by_scale: Tensor
+    by_shift: Tensor
+    weight: Tensor
+    bias: Tensor
 
 
-def unfold(folded: Folded, weight: Tensor, scale: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of weight, scale and shift, and the matrix (C + 1, C) that the input's gradient lacks.
+def unfold(folded: Folded, weight: Tensor, scale: Tensor, by_folded: Tensor, by_bias: Tensor) -> Unfolded:
+    """From the gradients by ``folded``'s weight and bias, which take mean and deviation as constants, to those of what
+    it was made of.
 
-    ``products`` (E, C + 1) is dz^T [x, 1] over all pixels. With Dc = dz^T (x - mean), the gradient of scale is the
-    diagonal of Dc W^T / deviation; BatchNorm's backward, dz less its mean and less its part along the normalised raw
-    outputs, is linear in dz, x and 1, so what it adds to dz (factor W) is one small product with [x, 1].
+    With Dc = dz^T (x - mean), the gradient of scale is the diagonal of Dc W^T / deviation; BatchNorm's backward, dz
+    less its mean and less its part along the normalised raw outputs, is linear in dz, x and 1, so what it adds to dz
+    (factor W) is one small product with [x, 1].
     """
-    w, products = weight.flatten(1).double(), products.double()
+    w, by_shift = weight.flatten(1).double(), by_bias.double()
     mean, covariance = centred(folded.moments)
-    by_shift, count = products[:, -1], folded.moments[-1, -1]
-    by_centred = products[:, :-1] - torch.outer(by_shift, mean)
+    count = folded.moments[-1, -1]
+    by_centred = by_folded.flatten(1).double() - torch.outer(by_shift, mean)
     by_scale = (by_centred * w).sum(1) * folded.inverse
     factor, along = scale.double() * folded.inverse, folded.inverse * by_scale / count
     by_weight = factor[:, None] * (by_centred - along[:, None] * (w @ covariance) * count)
     lacking = -w.t() @ ((factor * along)[:, None] * w)  # (C, C), symmetric
     constant = -(factor * by_shift / count) @ w - mean @ lacking
     precision = weight.dtype
-    return (
+    return Unfolded(
         by_weight.to(precision).view_as(weight),
         by_scale.to(precision),
-        by_shift.to(precision),
-        torch.cat([lacking, constant[None]]).to(precision),
+        by_bias,
+        lacking.to(precision)[:, :, None, None],
+        constant.to(precision),
     )

@@ -18,7 +18,6 @@ from effnet_lit.model.cpu.batchnorm import (
     Folded,
     Statistics,
     batch_statistics,
-    factors_of_input,
     fold,
     norm_gradients,
     normalise,
@@ -26,7 +25,8 @@ from effnet_lit.model.cpu.batchnorm import (
     unfold,
 )
 from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
-from effnet_lit.model.cpu.pieces import Sum, as_images, new_images, parts, rows, split, total, with_ones
+from effnet_lit.model.cpu.pieces import Sum, new_images, parts, split, total
+from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward
 
 if TYPE_CHECKING:
     from effnet_lit.model.efficientnet import MBConv
@@ -104,14 +104,14 @@ class FusedMBConv(torch.autograd.Function):
         )
         raw = []
         for piece in pieces:
-            y = piece if folded is None else aten.silu_(as_images(with_ones(piece) @ folded.matrix.t(), piece))
+            y = piece if folded is None else aten.silu_(pointwise(piece, folded.weight, folded.bias))
             raw.append(depthwise(y, w.kernel, block.depthwise.conv))
         hidden = batch_statistics(raw, block.depthwise.norm)
         projected = []
         for piece in raw:
             y = aten.silu_(normalise(piece, hidden, w.scale, w.shift))
             y *= gate_of(y, w).gate[:, :, None, None]
-            projected.append(as_images(rows(y) @ w.project.flatten(1).t(), piece))
+            projected.append(pointwise(y, w.project))
         final = batch_statistics(projected, block.project.norm)
         result = new_images(len(x), projected[0])
         for part, piece in zip(parts(projected), projected, strict=True):
@@ -121,7 +121,7 @@ class FusedMBConv(torch.autograd.Function):
             if block.has_skip:
                 out += x[part]
         ctx.block, ctx.pieces, ctx.pixels = block, len(pieces), (hidden.pixels, final.pixels)
-        kept = *hidden[:2], *final[:2], *(folded or (None, None, None))
+        kept = *hidden[:2], *final[:2], *(folded or [None] * len(Folded._fields))
         ctx.save_for_backward(x, drop, *tensors, *kept, *raw, *projected)
         return result
 
@@ -132,8 +132,8 @@ class FusedMBConv(torch.autograd.Function):
         expand, w, tensors = tensors[:3], Weights(*tensors[3:13]), tensors[13:]
         hidden = Statistics(tensors[0], tensors[1], ctx.pixels[0])
         final = Statistics(tensors[2], tensors[3], ctx.pixels[1])
-        folded = Folded(*tensors[4:7]) if tensors[4] is not None else None
-        raw, projected = tensors[7 : 7 + ctx.pieces], tensors[7 + ctx.pieces :]
+        folded = Folded(*tensors[4:8]) if tensors[4] is not None else None
+        raw, projected = tensors[8 : 8 + ctx.pieces], tensors[8 + ctx.pieces :]
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         by_hidden, by_project, by_gate, by_final = project_backward(
             gradient if drop is None else gradient * drop, raw, projected, hidden, final, w
@@ -159,23 +159,20 @@ def project_backward(
     incoming = [gradient[part] for part in parts(projected)]
     by_final = total(norm_gradients(*pair, final, w.out_scale) for pair in zip(incoming, projected, strict=True))
     to_projected = through_norm(final, w.out_scale, by_final)
-    project = w.project.flatten(1)
     outgoing, sums = [], Sum()
     for dy, piece, end in zip(incoming, raw, projected, strict=True):
         z = normalise(piece, hidden, w.scale, w.shift)
         y = functional.silu(z)
         gate = gate_of(y, w)
-        by_end = rows(to_projected(dy, end))  # (N H W, C')
-        by_gated = as_images(by_end @ project, piece)
         gated = y * gate.gate[:, :, None, None]
-        by_project = by_end.t() @ rows(gated)
+        by_gated, by_project, _ = pointwise_backward(to_projected(dy, end), gated, w.project)
         by_pooled, by_gate = gate_backward(torch.mul(by_gated, y, out=gated).sum((2, 3)), gate, w)
         by_pooled /= piece.shape[2] * piece.shape[3]
         by_y = torch.addcmul(by_pooled[:, :, None, None], by_gated, gate.gate[:, :, None, None], out=by_gated)
         outgoing.append(aten.silu_backward(by_y, z, grad_input=by_y))
         sums.add(by_project, *by_gate)
     by_project, *by_gate = sums.tensors
-    return outgoing, by_project.view_as(w.project), by_gate, by_final
+    return outgoing, by_project, by_gate, by_final
 
 
 def depthwise_and_expand_backward(
@@ -193,22 +190,21 @@ def depthwise_and_expand_backward(
     by_norm = total(norm_gradients(*pair, hidden, w.scale) for pair in zip(by_hidden, raw, strict=True))
     to_raw = through_norm(hidden, w.scale, by_norm)
     by_x, sums = torch.empty_like(x), Sum()
-    to_input = None if folded is None else factors_of_input(folded, expand[0], expand[1])
     for i, (part, piece) in enumerate(zip(parts(raw), raw, strict=True)):
         by_raw = to_raw(by_hidden[i], piece)
         by_hidden[i] = piece  # lets go of it
-        if folded is None or to_input is None:
+        if folded is None:
             by_x[part], by_kernel = depthwise_backward(by_raw, x[part], w.kernel, conv)
             sums.add(by_kernel)
             continue
-        pixels = with_ones(x[part])
-        z = as_images(pixels @ folded.matrix.t(), x[part])
+        z = pointwise(x[part], folded.weight, folded.bias)
         by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
-        dz = rows(aten.silu_backward(by_y, z))
-        torch.mm(dz, to_input, out=rows(by_x[part]))
-        sums.add(by_kernel, dz.t() @ pixels)
+        dz = aten.silu_backward(by_y, z)
+        by_x[part], *by_expand = pointwise_backward(dz, x[part], folded.weight, bias=True)
+        sums.add(by_kernel, *by_expand)
     if folded is None:
         return by_x, (None, None, None), sums.tensors[0], by_norm
-    *by_expand, lacking = unfold(folded, expand[0], expand[1], sums.tensors[1])
-    rows(by_x).addmm_(with_ones(x), lacking)
-    return by_x, by_expand, sums.tensors[0], by_norm
+    by_kernel, *by_folded = sums.tensors
+    *by_expand, weight, bias = unfold(folded, expand[0], expand[1], *by_folded)
+    by_x += pointwise(x, weight, bias)
+    return by_x, by_expand, by_kernel, by_norm

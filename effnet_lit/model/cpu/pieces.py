@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-PIECE_BYTES = 8 * 2**20  # of expanded activations; smaller pieces cost more calls, larger ones leave the cache
+PIECE_BYTES = 16 * 2**20  # of expanded activations; smaller pieces cost more calls, larger ones leave the cache
 
 
 def split(x: Tensor, channels: int) -> Sequence[Tensor]:
@@ -24,11 +23,6 @@ def split(x: Tensor, channels: int) -> Sequence[Tensor]:
 def rows(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N H W, C), a view in channels_last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def with_ones(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N H W, C + 1): a column of ones turns sums and shifts into parts of matrix products."""
-    return functional.pad(rows(x), (0, 1), value=1.0)
 
 
 def as_images(pixels: Tensor, like: Tensor) -> Tensor:
