@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 # ``python -m benchmarks.memory``; the GPU's are PyTorch's documented habits (blocks of 2 MB, cuDNN's workspaces),
 # not measured.
 OVERHEAD_BYTES = {"cpu": 20_000_000, "cuda": 2**28, "mps": 2**28}
-OVERHEAD_SHARE = {"cpu": 0.34, "cuda": 0.1, "mps": 0.1}
+OVERHEAD_SHARE = {"cpu": 0.4, "cuda": 0.1, "mps": 0.1}
 
 
 class LiveBytes(TorchDispatchMode):
