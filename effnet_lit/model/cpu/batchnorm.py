@@ -21,14 +21,28 @@ class Statistics(NamedTuple):
     pixels: int
 
 
-def batch_statistics(pieces: Sequence[Tensor], norm: nn.BatchNorm2d) -> Statistics:
-    """Of all pieces together; those of each are merged in float64 (Chan et al. 1983, equation 2.1)."""
-    moments = [aten.batch_norm_update_stats(piece, None, None, 0.0) for piece in pieces]
-    means, variances = (torch.stack(parts).double() for parts in zip(*moments, strict=True))  # (pieces, C)
-    counts = [pixel_count(piece) for piece in pieces]
-    share = torch.tensor([[count / sum(counts)] for count in counts], dtype=torch.float64)
+class Moments(NamedTuple):
+    """Mean and variance (C) of one piece, and how many pixels it has."""
+
+    mean: Tensor
+    variance: Tensor
+    pixels: int
+
+
+def moments_of(piece: Tensor) -> Moments:
+    """Of (N, C, H, W)."""
+    mean, variance = aten.batch_norm_update_stats(piece, None, None, 0.0)
+    return Moments(mean, variance, pixel_count(piece))
+
+
+def batch_statistics(pieces: Sequence[Moments], norm: nn.BatchNorm2d) -> Statistics:
+    """Of all pieces together, merged in float64 (Chan et al. 1983, equation 2.1)."""
+    means = torch.stack([piece.mean for piece in pieces]).double()  # (pieces, C)
+    variances = torch.stack([piece.variance for piece in pieces]).double()
+    pixels = sum(piece.pixels for piece in pieces)
+    share = torch.tensor([[piece.pixels / pixels] for piece in pieces], dtype=torch.float64)
     mean = (share * means).sum(0)
-    return settle(mean, (share * (variances + (means - mean) ** 2)).sum(0), sum(counts), norm)
+    return settle(mean, (share * (variances + (means - mean) ** 2)).sum(0), pixels, norm)
 
 
 def pixel_count(x: Tensor) -> int:

@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from effnet_lit.model.cpu.batchnorm import Statistics, batch_statistics, norm_gradients, normalise, through_norm
+from effnet_lit.model.cpu.batchnorm import (
+    Statistics,
+    batch_statistics,
+    moments_of,
+    norm_gradients,
+    normalise,
+    through_norm,
+)
 from effnet_lit.model.cpu.pieces import Sum, new_images, parts, split, total
 
 if TYPE_CHECKING:
@@ -30,13 +37,12 @@ class FusedConvNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: ConvNorm, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         stride = layer.conv.stride[0] * layer.conv.stride[1]
-        raw = [
-            functional.conv2d(piece, weight, None, layer.conv.stride, layer.conv.padding).contiguous(
-                memory_format=torch.channels_last
-            )
-            for piece in split(x, len(weight) // stride)
-        ]
-        statistics = batch_statistics(raw, layer.norm)
+        raw, moments = [], []
+        for piece in split(x, len(weight) // stride):
+            y = functional.conv2d(piece, weight, None, layer.conv.stride, layer.conv.padding)
+            raw.append(y.contiguous(memory_format=torch.channels_last))
+            moments.append(moments_of(raw[-1]))
+        statistics = batch_statistics(moments, layer.norm)
         result = new_images(len(x), raw[0])
         for part, piece in zip(parts(raw), raw, strict=True):
             aten.silu_(normalise(piece, statistics, scale, shift, out=result[part]))
@@ -50,10 +56,11 @@ class FusedConvNorm(torch.autograd.Function):
         x, weight, scale, shift, mean, inverse, *raw = ctx.saved_tensors
         statistics = Statistics(mean, inverse, ctx.pixels)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        by_z = []
+        by_z, by_norm = [], []
         for part, piece in zip(parts(raw), raw, strict=True):
             by_z.append(aten.silu_backward(gradient[part], normalise(piece, statistics, scale, shift)))
-        by_norm = total(norm_gradients(dz, piece, statistics, scale) for dz, piece in zip(by_z, raw, strict=True))
+            by_norm.append(norm_gradients(by_z[-1], piece, statistics, scale))
+        by_norm = total(by_norm)
         to_raw = through_norm(statistics, scale, by_norm)
         conv, wanted = ctx.layer.conv, [ctx.needs_input_grad[1], True, False]
         by_x = torch.empty_like(x) if wanted[0] else None

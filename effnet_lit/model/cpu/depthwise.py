@@ -34,6 +34,18 @@ def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Con
     by_x, _, _ = backward(x, kernel, 2, [True, False, False])
     three = kernel[..., :3]
     left, middle, right = (
-        backward(functional.pad(x, (move, -move)), three, 1, [False, True, False])[1] for move in (1, 0, -1)
+        backward(moved, three, 1, [False, True, False])[1] for moved in (shifted(x, 1), x, shifted(x, -1))
     )
     return by_x, torch.cat([left[..., :1], middle, right[..., 2:]], -1)
+
+
+def shifted(x: Tensor, columns: int) -> Tensor:
+    """``x`` moved right by one column (``columns`` = 1) or left (-1), zeros where nothing was: ``functional.pad`` would
+    write everything twice."""
+    result = torch.empty_like(x)
+    edge, to, source = (slice(0, 1), slice(1, None), slice(None, -1))
+    if columns < 0:
+        edge, to, source = slice(-1, None), source, to
+    result[..., to] = x[..., source]
+    result[..., edge] = 0
+    return result

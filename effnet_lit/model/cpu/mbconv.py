@@ -6,7 +6,7 @@ what is cheap. Of the expanded activations only the depthwise convolution's raw 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,13 +19,14 @@ from effnet_lit.model.cpu.batchnorm import (
     Statistics,
     batch_statistics,
     fold,
+    moments_of,
     norm_gradients,
     normalise,
     through_norm,
     unfold,
 )
 from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
-from effnet_lit.model.cpu.pieces import Sum, new_images, parts, split, total
+from effnet_lit.model.cpu.pieces import Sum, new_images, parts, rows, split, total
 from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward
 
 if TYPE_CHECKING:
@@ -102,17 +103,20 @@ class FusedMBConv(torch.autograd.Function):
             if isinstance(block.expand, nn.Sequential)
             else None
         )
-        raw = []
+        raw, moments = [], []
         for piece in pieces:
             y = piece if folded is None else aten.silu_(pointwise(piece, folded.weight, folded.bias))
             raw.append(depthwise(y, w.kernel, block.depthwise.conv))
-        hidden = batch_statistics(raw, block.depthwise.norm)
-        projected = []
+            moments.append(moments_of(raw[-1]))
+        hidden = batch_statistics(moments, block.depthwise.norm)
+        projected, gates, moments = [], [], []
         for piece in raw:
             y = aten.silu_(normalise(piece, hidden, w.scale, w.shift))
-            y *= gate_of(y, w).gate[:, :, None, None]
+            gates.append(gate_of(y, w))
+            y *= gates[-1].gate[:, :, None, None]
             projected.append(pointwise(y, w.project))
-        final = batch_statistics(projected, block.project.norm)
+            moments.append(moments_of(projected[-1]))
+        final = batch_statistics(moments, block.project.norm)
         result = new_images(len(x), projected[0])
         for part, piece in zip(parts(projected), projected, strict=True):
             out = normalise(piece, final, w.out_scale, w.out_shift, out=result[part])
@@ -121,7 +125,8 @@ class FusedMBConv(torch.autograd.Function):
             if block.has_skip:
                 out += x[part]
         ctx.block, ctx.pieces, ctx.pixels = block, len(pieces), (hidden.pixels, final.pixels)
-        kept = *hidden[:2], *final[:2], *(folded or [None] * len(Folded._fields))
+        gate = [torch.cat(tensors) for tensors in zip(*gates, strict=True)]
+        kept = *hidden[:2], *final[:2], *gate, *(folded or [None] * len(Folded._fields))
         ctx.save_for_backward(x, drop, *tensors, *kept, *raw, *projected)
         return result
 
@@ -132,14 +137,15 @@ class FusedMBConv(torch.autograd.Function):
         expand, w, tensors = tensors[:3], Weights(*tensors[3:13]), tensors[13:]
         hidden = Statistics(tensors[0], tensors[1], ctx.pixels[0])
         final = Statistics(tensors[2], tensors[3], ctx.pixels[1])
-        folded = Folded(*tensors[4:8]) if tensors[4] is not None else None
-        raw, projected = tensors[8 : 8 + ctx.pieces], tensors[8 + ctx.pieces :]
+        gate = Gate(*tensors[4:7])
+        folded = Folded(*tensors[7:11]) if tensors[7] is not None else None
+        raw, projected = tensors[11 : 11 + ctx.pieces], tensors[11 + ctx.pieces :]
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        by_hidden, by_project, by_gate, by_final = project_backward(
-            gradient if drop is None else gradient * drop, raw, projected, hidden, final, w
+        by_hidden, by_norm, by_project, by_gate, by_final = project_backward(
+            gradient if drop is None else gradient * drop, raw, projected, hidden, gate, final, w
         )
-        by_x, by_expand, by_kernel, by_norm = depthwise_and_expand_backward(
-            x, by_hidden, raw, hidden, folded, expand, w, ctx.block.depthwise.conv
+        by_x, by_expand, by_kernel = depthwise_and_expand_backward(
+            x, by_hidden, raw, through_norm(hidden, w.scale, by_norm), folded, expand, w, ctx.block.depthwise.conv
         )
         if ctx.block.has_skip:
             by_x += gradient
@@ -151,44 +157,45 @@ def project_backward(
     raw: Sequence[Tensor],
     projected: Sequence[Tensor],
     hidden: Statistics,
+    gate: Gate,
     final: Statistics,
     w: Weights,
-) -> tuple[list[Tensor], Tensor, Sequence[Tensor], Tensor]:
+) -> tuple[list[Tensor], Tensor, Tensor, Sequence[Tensor], Tensor]:
     """From the block's end to the BatchNorm behind the depthwise convolution: dz of each piece there, then gradients of
-    the projection, of the gate's four parameters, and of the last scale and shift (2, C')."""
+    that layer's scale and shift (2, E), of the projection, of the gate's four parameters, and of the last scale and
+    shift (2, C')."""
     incoming = [gradient[part] for part in parts(projected)]
     by_final = total(norm_gradients(*pair, final, w.out_scale) for pair in zip(incoming, projected, strict=True))
     to_projected = through_norm(final, w.out_scale, by_final)
     outgoing, sums = [], Sum()
-    for dy, piece, end in zip(incoming, raw, projected, strict=True):
+    for part, dy, piece, end in zip(parts(raw), incoming, raw, projected, strict=True):
         z = normalise(piece, hidden, w.scale, w.shift)
         y = functional.silu(z)
-        gate = gate_of(y, w)
-        gated = y * gate.gate[:, :, None, None]
-        by_gated, by_project, _ = pointwise_backward(to_projected(dy, end), gated, w.project)
-        by_pooled, by_gate = gate_backward(torch.mul(by_gated, y, out=gated).sum((2, 3)), gate, w)
+        opened = gate.gate[part, :, None, None]
+        gated = y * opened
+        by_gated, by_project = pointwise_backward(to_projected(dy, end), gated, w.project)
+        by_opened = torch.mul(by_gated, y, out=gated).sum((2, 3))
+        by_pooled, by_gate = gate_backward(by_opened, Gate(*(tensor[part] for tensor in gate)), w)
         by_pooled /= piece.shape[2] * piece.shape[3]
-        by_y = torch.addcmul(by_pooled[:, :, None, None], by_gated, gate.gate[:, :, None, None], out=by_gated)
+        by_y = torch.addcmul(by_pooled[:, :, None, None], by_gated, opened, out=by_gated)
         outgoing.append(aten.silu_backward(by_y, z, grad_input=by_y))
-        sums.add(by_project, *by_gate)
-    by_project, *by_gate = sums.tensors
-    return outgoing, by_project, by_gate, by_final
+        sums.add(norm_gradients(by_y, piece, hidden, w.scale), by_project, *by_gate)
+    by_norm, by_project, *by_gate = sums.tensors
+    return outgoing, by_norm, by_project, by_gate, by_final
 
 
 def depthwise_and_expand_backward(
     x: Tensor,
     by_hidden: list[Tensor],
     raw: Sequence[Tensor],
-    hidden: Statistics,
+    to_raw: Callable[[Tensor, Tensor], Tensor],
     folded: Folded | None,
     expand: Sequence[Tensor],
     w: Weights,
     conv: nn.Conv2d,
-) -> tuple[Tensor, Sequence[Tensor | None], Tensor, Tensor]:
-    """From there to the input: gradients of ``x``, of the expansion's weight, scale and shift, of the kernel, and of
-    the scale and shift (2, E) behind it. Lets go of ``by_hidden`` piece by piece."""
-    by_norm = total(norm_gradients(*pair, hidden, w.scale) for pair in zip(by_hidden, raw, strict=True))
-    to_raw = through_norm(hidden, w.scale, by_norm)
+) -> tuple[Tensor, Sequence[Tensor | None], Tensor]:
+    """From there to the input: gradients of ``x``, of the expansion's weight, scale and shift, and of the kernel.
+    Lets go of ``by_hidden`` piece by piece."""
     by_x, sums = torch.empty_like(x), Sum()
     for i, (part, piece) in enumerate(zip(parts(raw), raw, strict=True)):
         by_raw = to_raw(by_hidden[i], piece)
@@ -200,11 +207,11 @@ def depthwise_and_expand_backward(
         z = pointwise(x[part], folded.weight, folded.bias)
         by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
         dz = aten.silu_backward(by_y, z)
-        by_x[part], *by_expand = pointwise_backward(dz, x[part], folded.weight, bias=True)
-        sums.add(by_kernel, *by_expand)
+        by_x[part], by_weight = pointwise_backward(dz, x[part], folded.weight)
+        sums.add(by_kernel, by_weight, rows(dz).sum(0))
     if folded is None:
-        return by_x, (None, None, None), sums.tensors[0], by_norm
+        return by_x, (None, None, None), sums.tensors[0]
     by_kernel, *by_folded = sums.tensors
     *by_expand, weight, bias = unfold(folded, expand[0], expand[1], *by_folded)
     by_x += pointwise(x, weight, bias)
-    return by_x, by_expand, by_kernel, by_norm
+    return by_x, by_expand, by_kernel

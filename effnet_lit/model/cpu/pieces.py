@@ -6,6 +6,7 @@ Moving activations between memory and cores takes longer than the arithmetic on 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,9 +16,10 @@ PIECE_BYTES = 16 * 2**20  # of expanded activations; smaller pieces cost more ca
 
 
 def split(x: Tensor, channels: int) -> Sequence[Tensor]:
-    """Views of a few images each, so that a piece with so many channels has about ``PIECE_BYTES``."""
+    """Views of as many images each, so that a piece with so many channels has at most about ``PIECE_BYTES``."""
     image = channels * x.shape[2] * x.shape[3] * x.element_size()
-    return x.split(max(1, PIECE_BYTES // image))
+    pieces = math.ceil(len(x) / max(1, PIECE_BYTES // image))
+    return x.split(math.ceil(len(x) / pieces))
 
 
 def rows(x: Tensor) -> Tensor:
