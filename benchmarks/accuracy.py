@@ -18,6 +18,7 @@ from benchmarks.contenders import Process
 from benchmarks.timing import machine
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+USUAL = ("ours", "timm", "torchvision", "ultralytics")
 PARTS = ("train", "val", "test")
 SPLIT_SEED = 0  # of every contender and every seed: what is compared is training, not luck with the split
 
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     """Options."""
     of = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Accuracy beside other trainers.")
     of.add_argument("--data", type=Path, nargs="+", default=[], help="class folders; none = print the table")
-    of.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=tuple(CONTENDERS))
+    of.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=USUAL, help="fastai on request")
     of.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     of.add_argument("--tries", action="store_true", help="also three other settings of each; the best gets all seeds")
     of.add_argument("--size", type=int, default=64, help="pixels a side")

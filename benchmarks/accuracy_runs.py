@@ -1,4 +1,4 @@
-"""One training and its figures: ours, loops on timm's and torchvision's parts, and Ultralytics, all from scratch.
+"""One training and its figures, from scratch: ours, loops on timm's and torchvision's parts, Ultralytics, fastai.
 
 Each takes the folder that ``accuracy.split`` makes and sees as many images as the others. Nothing is chosen by the test
 part, and the last epoch's weights count, but for Ultralytics, which keeps the best epoch of the validation part.
@@ -62,6 +62,12 @@ TRIES: dict[str, list[dict[str, Any]]] = {
         YOLO_ADAMW | {"lr0": 1e-3},
         YOLO_ADAMW | {"lr0": 2e-3, "erasing": 0.0, "fliplr": 0.0},
         YOLO_ADAMW | {"lr0": 1e-3, "erasing": 0.0, "scale": 0.5, "fliplr": 0.0},
+    ],
+    "fastai": [
+        {},
+        {"lr_max": 3e-3},
+        {"lr_max": 3e-3, "wd": 0.05, "do_flip": False},
+        {"lr_max": 1e-2, "wd": 0.05, "do_flip": False},
     ],
 }
 
@@ -211,11 +217,41 @@ def ultralytics_run(run: Run) -> dict[str, Any]:
     return figures(val, test, count * run.epochs / seconds, peak_memory() or 0, images_in(run.parts / "test"))
 
 
+def fastai_run(run: Run) -> dict[str, Any]:
+    """timm's B0 under vision_learner, aug_transforms and fit_one_cycle, as fastai's tutorials call them."""
+    import torch
+
+    from effnet_lit.training.result import peak_memory
+
+    vision = cast(Any, import_module("fastai.vision.all"))
+    use = dict(run.settings)
+    changes = {"do_flip": use.pop("do_flip", True)}
+    rate = {"lr_max": use.pop("lr_max")} if "lr_max" in use else {}
+    seeded(run.seed)
+    batches = vision.ImageDataLoaders.from_folder(
+        run.parts, train="train", valid="val", bs=32, num_workers=WORKERS, device=torch.device("cpu"),
+        item_tfms=vision.Resize(run.size, method=vision.ResizeMethod.Squish),  # as ours: the whole image
+        batch_tfms=vision.aug_transforms(**changes),
+    )  # fmt: skip
+    learner = vision.vision_learner(
+        batches, "efficientnet_b0", pretrained=False, metrics=vision.accuracy, path=run.parts, **use
+    )
+    started = time.perf_counter()
+    with learner.no_bar(), learner.no_logging():
+        learner.fit_one_cycle(run.epochs, **rate)
+        seconds = time.perf_counter() - started
+        held_out = batches.test_dl(vision.get_image_files(run.parts / "test"), with_labels=True)
+        val, test = (float(learner.validate(dl=part)[1]) for part in (batches.valid, held_out))
+    count = images_in(run.parts / "train")
+    return figures(val, test, count * run.epochs / seconds, peak_memory() or 0, images_in(run.parts / "test"))
+
+
 CONTENDERS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "ours": ours,
     "timm": timm_run,
     "torchvision": torchvision_run,
     "ultralytics": ultralytics_run,
+    "fastai": fastai_run,
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -124,6 +124,17 @@ def versions() -> dict[str, str]:
     return ours | {name: version(name) for name in VERSIONS_OF}
 
 
+class Answers(NamedTuple):
+    """Calibrated probabilities (N, classes) of the val and test images and of a sample of the training images, what
+    calibration found, and how many test images are unlike the training ones."""
+
+    val: Tensor
+    test: Tensor
+    sample: Tensor
+    calibration: dict[str, float]
+    unlike: int
+
+
 def finish(
     config: Config,
     data: PreparedData,
@@ -135,11 +146,55 @@ def finish(
     preview: Preview | None = None,
 ) -> Result:
     """Calibrate on val, measure on val and test, then write model file, result.json, predictions and plots."""
-    names = data.class_names
     labels = {part: data.labels[data.part(part)] for part in ("train", "val", "test")}
+    answers = calibrated_answers(classifier, data, labels["val"])
+    val, test = (
+        measure(found, torch.from_numpy(labels[part]), data.class_names)
+        for part, found in (("val", answers.val), ("test", answers.test))
+    )
+    model_path = run_dir / "model.safetensors"
+    summary = {key: test[key] for key in ("accuracy", "accuracy_ci95", "images", "f1_macro")}
+    classifier.header = replace(classifier.header, metrics={"test": summary})
+    write_model(model_path, classifier)
+    baseline = baseline_accuracy(labels["train"], labels["test"])
+    result = Result(
+        run_dir, model_path, test, val["accuracy"], baseline, seconds["total"], data_wait.share, val["images"]
+    )
+    mirrors = config.data.horizontal_flip == "on" and config.augmentation != "none"
+    calibration = calibration_figures(answers.test, labels["test"], answers.calibration)
+    write_json(
+        run_dir / "result.json",
+        {
+            "test": test,
+            "val": val,
+            "baseline_accuracy": baseline,
+            "seconds": seconds["total"],
+            "seconds_training": seconds["training"],
+            "calibration": answers.calibration | calibration | {"unlike": answers.unlike},
+            "data_wait_share": data_wait.share,
+            "data_wait_by_epoch": data_wait.shares,
+            "preview": preview and preview._asdict(),
+            **gather(data, answers.sample, answers.test, test["confusion_matrix"], mirrors),
+            **surroundings(config, data, classifier, hardware),
+            "images": {part: len(values) for part, values in labels.items()},
+            "model_bytes": model_path.stat().st_size,
+        },
+    )
+    add_suspected_labels(run_dir, data, {"val": answers.val, "test": answers.test})
+    write_predictions(run_dir / "test_predictions.csv", data, answers.test)
+    if (run_dir / "metrics.csv").is_file():  # not after a probe
+        plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
+    plot_confusion_matrix(test["confusion_matrix"], data.class_names, run_dir / "confusion_matrix.png")
+    write_report(run_dir, classifier, pixels_of(data))
+    return replace(result, advice=tuple(diagnose(read_evidence(run_dir))))
+
+
+def calibrated_answers(classifier: ImageClassifier, data: PreparedData, val_labels: np.ndarray) -> Answers:
+    """Give ``classifier`` its temperature, its threshold for "not sure" and its measure of familiarity, by the val and
+    training images, and ask it."""
     raw, val_features = answers_and_features(classifier, data, data.part("val"))
     raw = raw.clamp_min(TINY).log()
-    found = calibrate(raw, torch.from_numpy(labels["val"]))
+    found = calibrate(raw, torch.from_numpy(val_labels))
     classifier.header = replace(classifier.header, calibration=found)
     sample, sample_features = answers_and_features(classifier, data, training_sample(data))
     familiarity = fit_familiarity(sample_features)
@@ -147,59 +202,25 @@ def finish(
         found["unlike_above"] = unlike_above(familiarity(val_features))
     classifier.familiarity = familiarity
     test, test_features = answers_and_features(classifier, data, data.part("test"))
-    probabilities = {"val": torch.softmax(raw / found["temperature"], 1), "test": test}
     unlike = int((familiarity(test_features) > found.get("unlike_above", math.inf)).sum())
-    mirrors = config.data.horizontal_flip == "on" and config.augmentation != "none"
-    figures = {part: measure(probabilities[part], torch.from_numpy(labels[part]), names) for part in probabilities}
-    model_path = run_dir / "model.safetensors"
-    summary = {key: figures["test"][key] for key in ("accuracy", "accuracy_ci95", "images", "f1_macro")}
-    classifier.header = replace(classifier.header, metrics={"test": summary})
-    write_model(model_path, classifier)
-    result = Result(
-        run_dir,
-        model_path,
-        figures["test"],
-        figures["val"]["accuracy"],
-        baseline_accuracy(labels["train"], labels["test"]),
-        seconds["total"],
-        data_wait.share,
-        figures["val"]["images"],
-    )
-    write_json(
-        run_dir / "result.json",
-        {
-            "test": result.test,
-            "val": figures["val"],
-            "baseline_accuracy": result.baseline_accuracy,
-            "seconds": result.seconds,
-            "seconds_training": seconds["training"],
-            "calibration": found | calibration_figures(test, labels["test"], found) | {"unlike": unlike},
-            "data_wait_share": data_wait.share,
-            "data_wait_by_epoch": data_wait.shares,
-            "preview": preview and preview._asdict(),
-            **gather(data, sample, test, result.test["confusion_matrix"], mirrors),
-            "images": {part: len(values) for part, values in labels.items()},
-            "class_names": list(names),
-            "parameters": sum(parameter.numel() for parameter in classifier.network.parameters()),
-            "model_bytes": model_path.stat().st_size,
-            "cache_bytes": data.cache_bytes,
-            "data_fingerprint": data.fingerprint,
-            "device": hardware.name,
-            "precision": hardware.precision,
-            "peak_memory_bytes": peak_memory(),
-            "gpu_peak_memory_bytes": torch.cuda.max_memory_allocated() if hardware.accelerator == "gpu" else None,
-            "device_memory_bytes": hardware.memory or ram(),
-            "name": config.name,
-            "versions": versions(),
-        },
-    )
-    add_suspected_labels(run_dir, data, probabilities)
-    write_predictions(run_dir / "test_predictions.csv", data, test)
-    if (run_dir / "metrics.csv").is_file():  # not after a probe
-        plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
-    plot_confusion_matrix(result.test["confusion_matrix"], names, run_dir / "confusion_matrix.png")
-    write_report(run_dir, classifier, pixels_of(data))
-    return replace(result, advice=tuple(diagnose(read_evidence(run_dir))))
+    return Answers(torch.softmax(raw / found["temperature"], 1), test, sample, found, unlike)
+
+
+def surroundings(config: Config, data: PreparedData, classifier: ImageClassifier, hardware: Hardware) -> dict[str, Any]:
+    """What was trained, on what, and what it took, for result.json."""
+    return {
+        "class_names": list(data.class_names),
+        "parameters": sum(parameter.numel() for parameter in classifier.network.parameters()),
+        "cache_bytes": data.cache_bytes,
+        "data_fingerprint": data.fingerprint,
+        "device": hardware.name,
+        "precision": hardware.precision,
+        "peak_memory_bytes": peak_memory(),
+        "gpu_peak_memory_bytes": torch.cuda.max_memory_allocated() if hardware.accelerator == "gpu" else None,
+        "device_memory_bytes": hardware.memory or ram(),
+        "name": config.name,
+        "versions": versions(),
+    }
 
 
 def calibration_figures(probabilities: Tensor, labels: np.ndarray, found: dict[str, float]) -> dict[str, Any]:
