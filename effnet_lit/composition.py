@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from effnet_lit.config import (
@@ -98,6 +98,7 @@ def register_schema() -> None:
     ours = Config().trainer
     store.store(name="trainer_arguments", node={"trainer": {**trainer_arguments(), **ours}})
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("by_weights", by_weights, replace=True)
 
 
 def run_name(name: str, data_dir: str | None, preset: str) -> str:
@@ -105,6 +106,17 @@ def run_name(name: str, data_dir: str | None, preset: str) -> str:
     if name != "auto":
         return name
     return f"{Path(data_dir).name if data_dir else EMBEDDED_DATA_NAME}-{preset}"
+
+
+def by_weights(loaded: str, random: str, *, _root_: DictConfig) -> str:
+    """One of a preset's two values: for loaded weights, or for a network that starts from random ones."""
+    embedded = _root_.data.dir is None and _root_.data.manifest is None
+    return random if start_of(_root_.model.weights, embedded) == "none" else loaded
+
+
+def start_of(weights: str, embedded: bool) -> str:
+    """``model.weights`` without ``auto``: ImageNet for your own images, none for the embedded digits."""
+    return weights if weights != "auto" else "none" if embedded else "imagenet"
 
 
 def compose(*overrides: str) -> Config:
@@ -173,8 +185,7 @@ def resolve(config: Config, preset: str, index: Index | None) -> None:
         config.batch_size = read_pages([f"preset={preset}"])[0].batch_size
         check(config)
     config.name = run_name(config.name, data.dir, preset)
-    if config.model.weights == "auto":
-        config.model.weights = "none" if embedded else "imagenet"
+    config.model.weights = start_of(config.model.weights, embedded)
     random = config.model.weights == "none"
     if random and config.training.strategy == "probe":
         raise UserError("training.strategy=probe needs weights to look with; set model.weights=imagenet or a file.")

@@ -35,9 +35,16 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_the_cards(preset: str) -> None:
-    config = compose(f"preset={preset}")
+    config = compose(f"preset={preset}", "model.weights=imagenet")
     five = (config.batch_size, config.epochs, config.learning_rate, config.dropout_rate, config.augmentation)
     assert five == PRESETS[preset]
+
+
+def test_few_images_without_weights_are_varied_less(class_folder: Path) -> None:
+    own = [f"data.dir={class_folder}", "limits=off", "preset=small"]
+    assert compose(*own).augmentation == "heavy"
+    assert compose(*own, "model.weights=none").augmentation == compose("preset=small").augmentation == "standard"
+    assert compose(*own, "model.weights=none", "augmentation=heavy").augmentation == "heavy"
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -93,6 +93,14 @@ def mirrors(taken: int) -> Evidence:
     return changed(healthy("data.horizontal_flip=on"), mirror_pairs=[pair])
 
 
+def loaded(preview: float, train: float, test: float) -> Evidence:
+    """Fine-tuned, with what the last layer alone got right of 200 images."""
+    seen = healthy("model.weights=imagenet", train=train, test=test)
+    seen.config.training.layer_decay = 0.9
+    interval = wilson_interval(round(preview * 200), 200)
+    return changed(seen, preview={"accuracy": preview, "interval": interval, "images": 200, "seconds": 9.0})
+
+
 def restless(seen: Evidence, times: int) -> Evidence:
     """Validation loss above that of guessing in so many epochs."""
     return replace(seen, epochs=[{"val/loss": math.log(10) + 0.1 if n < times else 0.5} for n in range(-1, 17)])
@@ -107,6 +115,7 @@ FAULTS: dict[str, Callable[[], Evidence]] = {
     "few_steps": lambda: replace(healthy("epochs=5", train=0.3, test=0.3, images=700), epochs=[{"val/loss": 1.0}] * 5),
     "model_small": lambda: healthy(train=0.4, test=0.35, images=40_000),
     "underfitting": lambda: healthy(train=0.4, test=0.38),
+    "distant_weights": lambda: loaded(0.2, train=0.6, test=0.3),
     "overfitting": lambda: healthy(train=0.99, test=0.7),
     "overfitting without augmentation": lambda: healthy("augmentation=none", train=1.0, test=0.92),
     "few_images": lambda: rare(healthy(), 20, 0.4),
@@ -116,7 +125,7 @@ FAULTS: dict[str, Callable[[], Evidence]] = {
     "compute_slow": lambda: changed(healthy("data.image_size=224"), seconds_training=7200.0),
     "memory_edge": lambda: changed(healthy(), peak_memory_bytes=7.8e9),
     "memory_idle": lambda: trained_with(healthy(), micro_batch=8),
-    "wrong_preset": lambda: healthy("preset=small", train=0.9, test=0.88, images=15_000),
+    "wrong_preset": lambda: healthy("preset=small", "augmentation=heavy", train=0.9, test=0.88, images=15_000),
 }
 WEAK: dict[str, Callable[[], Evidence]] = {
     "nothing": healthy,
@@ -124,6 +133,8 @@ WEAK: dict[str, Callable[[], Evidence]] = {
     "a few contradictions": lambda: contradicted(healthy(), 30),
     "a hard task, half learnt": lambda: healthy(train=0.65, test=0.58),
     "a good model at an unusual rate": lambda: healthy("learning_rate=0.02", "limits=off", train=1.0, test=0.99),
+    "weights that tell little, and learnt all the same": lambda: loaded(0.2, train=0.97, test=0.93),
+    "weights that tell much": lambda: loaded(0.7, train=0.65, test=0.6),
     "a small gap": lambda: healthy(train=0.99, test=0.86),
     "few images, found all the same": lambda: rare(healthy(), 20, 0.93),
     "one epoch above guessing": lambda: restless(healthy(), 1),

@@ -24,6 +24,8 @@ LEAK = 0.02  # share of held-out images with a copy in training
 ROUGH = 0.2  # share of epochs whose validation loss is above that of guessing
 EDGE, UNUSED = 0.92, 0.3  # shares of the device's memory
 FEW_STEPS = 400
+TELLING = 0.6  # accuracy of the last layer alone; lower where weights come from other images
+MOVED = 0.8  # share of what guessing leaves that was learnt of the training images in the end
 USUAL_RATE = Config.learning_rate
 RATE_OFF, RATE_FAR_OFF = 4.0, 10.0  # times that
 GOOD = 0.99  # held-out accuracy that leaves nothing to gain
@@ -128,6 +130,22 @@ def underfitting(seen: Evidence) -> Iterator[Advice]:
             f"Underfitting: {about}.",
             f"epochs={min(50, 2 * epochs)}" + (" augmentation=light" if seen.config.augmentation == "heavy" else ""),
             "a model that has learnt its training images; twice the time",
+        )
+
+
+def distant_weights(seen: Evidence) -> Iterator[Advice]:
+    """Loaded weights that tell little of these images, moved at the low rates that suit weights which tell much."""
+    preview, config = seen.result.get("preview"), seen.config
+    if preview is None or config.training.strategy == "probe" or config.training.layer_decay == 1:
+        return
+    low, high = preview["interval"]
+    if high < TELLING and seen.fitted[2] < MOVED:
+        yield Advice(
+            "distant_weights",
+            f"The loaded weights tell little of your images: with the last layer alone {preview['accuracy']:.1%} right "
+            f"({between(low, high)}), at the end {seen.train[0]:.1%} of the training images.",
+            "learning_rate=4e-3 training.layer_decay=1",
+            "weights that may move as far as random ones; 29% right became 72% where this was measured",
         )
 
 
@@ -300,8 +318,8 @@ def wrong_preset(seen: Evidence) -> Iterator[Advice]:
 
 Rule = Callable[[Evidence], Iterator[Advice]]
 RULES: tuple[Rule, ...] = (
-    leakage, label_noise, unusual_rate, frozen, underfitting, rough, overfitting, rare_classes, mirrored, slow, memory,
-    wrong_preset,
+    leakage, label_noise, unusual_rate, frozen, distant_weights, underfitting, rough, overfitting, rare_classes,
+    mirrored, slow, memory, wrong_preset,
 )  # fmt: skip
 WHILE_TRAINING: tuple[Rule, ...] = (diverged, rough, slow)  # their evidence is there before the end
 EXPLAINS = {
@@ -310,6 +328,7 @@ EXPLAINS = {
     "rate_low": ("few_steps", "underfitting"),
     "few_images": ("imbalance",),
     "frozen": ("overfitting",),
+    "distant_weights": ("underfitting", "few_steps", "overfitting"),
 }
 
 

@@ -17,7 +17,7 @@ from effnet_lit.evaluation.metrics import wilson_interval
 from effnet_lit.model.modelfile import ImageClassifier
 from effnet_lit.model.zoo import last_layer
 
-DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # on the weights of standardised features
+DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # on the weights of standardised features
 HELD_OUT = 5  # every fifth image chooses among them
 ITERATIONS = 100
 
