@@ -43,7 +43,7 @@ def test_presets_are_the_cards(preset: str) -> None:
 def test_few_images_without_weights_are_varied_less(class_folder: Path) -> None:
     own = [f"data.dir={class_folder}", "limits=off", "preset=small"]
     assert compose(*own).augmentation == "heavy"
-    assert compose(*own, "model.weights=none").augmentation == compose("preset=small").augmentation == "standard"
+    assert compose(*own, "model.weights=none").augmentation == compose("preset=small").augmentation == "light"
     assert compose(*own, "model.weights=none", "augmentation=heavy").augmentation == "heavy"
 
 
