@@ -9,7 +9,6 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 from hydra import compose as hydra_compose
@@ -21,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from effnet_lit.checks import check
 from effnet_lit.config import (
     EMBEDDED_DATA_IMAGES,
     EMBEDDED_DATA_NAME,
@@ -28,7 +28,6 @@ from effnet_lit.config import (
     GROUPS,
     Config,
     UserError,
-    check,
     from_dict,
     knobs,
     preset_for,
@@ -37,9 +36,6 @@ from effnet_lit.data.folder import Index, check_size
 from effnet_lit.data.names import mirror_changes_label
 from effnet_lit.data.source import read_images
 from effnet_lit.model.scaling import SCALES
-
-if TYPE_CHECKING:
-    pass
 
 # What fit() sets itself, and the setting to use instead.
 OWNED_TRAINER_ARGUMENTS = {

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from effnet_lit.config import Config, UserError, check, from_dict, knobs, preset_for, to_dict
+from effnet_lit.checks import check
+from effnet_lit.config import Config, UserError, from_dict, knobs, preset_for, to_dict
 
 CARD = {  # default, low, high: the card's table
     "batch_size": (32, 8, 64),

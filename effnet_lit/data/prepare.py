@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from effnet_lit.config import DataConfig, UserError, fold_of
+from effnet_lit.checks import fold_of
+from effnet_lit.config import DataConfig, UserError
 from effnet_lit.data.audit import Audited, audit
 from effnet_lit.data.audit_page import Picture
 from effnet_lit.data.audit_rules import not_blank

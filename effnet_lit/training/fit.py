@@ -23,7 +23,8 @@ from rich.progress import (
 )
 from torch import nn
 
-from effnet_lit.config import Config, UserError, check, from_dict, to_dict
+from effnet_lit.checks import check
+from effnet_lit.config import Config, UserError, from_dict, to_dict
 from effnet_lit.data.balance import class_weights
 from effnet_lit.data.datamodule import ClassFolderDataModule
 from effnet_lit.data.prepare import PreparedData, prepare

@@ -40,12 +40,13 @@ def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Con
 
 
 def shifted(x: Tensor, columns: int) -> Tensor:
-    """``x`` moved right by one column (``columns`` = 1) or left (-1), zeros where nothing was: ``functional.pad`` would
-    write everything twice."""
+    """(N, C, H, W) moved by one column to the right (``columns`` = 1) or left (-1), zeros where nothing was.
+
+    ``functional.pad`` would write everything twice.
+    """
     result = torch.empty_like(x)
-    edge, to, source = (slice(0, 1), slice(1, None), slice(None, -1))
-    if columns < 0:
-        edge, to, source = slice(-1, None), source, to
-    result[..., to] = x[..., source]
-    result[..., edge] = 0
+    if columns == 1:
+        result[..., 1:], result[..., :1] = x[..., :-1], 0
+    else:
+        result[..., :-1], result[..., -1:] = x[..., 1:], 0
     return result
