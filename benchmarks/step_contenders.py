@@ -245,7 +245,9 @@ def choose_threads(step: Step) -> None:
 
 def kept_bytes(step: Step) -> int:
     """What a forward pass holds for backward, without parameters and images."""
-    with Kept() as kept:
+    from effnet_lit.model.cpu.threads import together
+
+    with Kept() as kept, together():
         loss = step.loss()
         held = kept.held()
     loss.backward()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,7 +16,9 @@ from torch.nn import functional
 
 from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu import pieces
+from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 from effnet_lit.model.cpu.suits import suits
+from effnet_lit.model.cpu.threads import each, together
 from effnet_lit.model.efficientnet import EfficientNet
 
 
@@ -68,6 +75,88 @@ def test_a_step_equals_the_modules(
     assert theirs["logits"].std() > 0.1
     for name, value in theirs.items():
         assert (ours[name] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), name
+
+
+@pytest.fixture
+def with_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_any_number_of_threads_gives_the_same(
+    with_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network().double()
+    images = torch.randn(7, 3, 64, 64, dtype=torch.float64)
+    found = []
+    for count in (1, 3, 3, 12):
+        with_threads(count)
+        found.append(everything(model, images))
+        assert torch.get_num_threads() == count  # the threads that take pieces have one each, all others as before
+    assert all(torch.equal(value, found[2][name]) for name, value in found[1].items())  # always in the same order
+    for name, value in found[0].items():
+        for other in found[1:]:
+            assert (other[name] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), name
+
+
+def test_threads_keep_their_hands_off_the_others(with_threads: Callable[[int], None]) -> None:
+    with_threads(3)
+    weight = torch.ones(2, requires_grad=True)
+
+    def work(number: int) -> tuple[str, int, bool]:
+        time.sleep(0.05)
+        return threading.current_thread().name, torch.get_num_threads(), (weight * number).requires_grad
+
+    found = each(work, range(6))
+    assert {threads for _, threads, _ in found} == {1} and not any(recorded for _, _, recorded in found)
+    assert len({name for name, _, _ in found}) == 3 and threading.current_thread().name not in found[0]
+    others: list[int] = []
+    thread = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert others == [3] and (weight * 2).requires_grad
+    with together():
+        assert each(lambda number: (number, threading.current_thread()), [1, 2]) == [
+            (1, threading.current_thread()),
+            (2, threading.current_thread()),
+        ]
+    with pytest.raises(ZeroDivisionError):
+        each(lambda number: 1 // number, [1, 0, 2])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(with_threads: Callable[[int], None]) -> None:
+    with_threads(2)
+    assert each(abs, [-1, -2]) == [1, 2]
+    child = os.fork()
+    if child == 0:  # a child that waited for the parent's threads would never end
+        os._exit(each(abs, [-3, -4])[1])
+    deadline = time.monotonic() + 20
+    while (status := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if status == (0, 0):
+        os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(status[1]) == 4
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(5, 5, 1), (6, 5, 1), (9, 5, 2), (8, 3, 1), (16, 5, 2)])
+def test_depthwise_convolution_has_the_plain_gradients(size: int, kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    ours = DepthwiseConv2d(8, 8, kernel, stride, kernel // 2, groups=8, bias=False).double()
+    theirs = torch.nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8, bias=False).double()
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for layer in (ours, theirs):
+        x = torch.linspace(-1, 1, 3 * 8 * size * size, dtype=torch.float64).view(3, 8, size, size).sin_()
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = layer(x)
+        (y * y.detach().cos()).sum().backward()
+        found.append((y, x.grad, layer.weight.grad))
+    assert "Depthwise" in type(found[0][0].grad_fn).__name__ if kernel == 5 else True
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_frozen_parts_and_first_layers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,19 @@ def test_a_network_counted_by_hand() -> None:
     assert weights * 5 < found < weights * 5.1  # itself, two states, the average, the gradient
 
 
+def test_what_threads_take_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dispatch mode that counts does not see other threads."""
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.SMALLEST_BYTES", 0)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(step_bytes(network(), 16, 128, "cpu", "32-true"))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] < found[1] < found[2] < 1.5 * found[0]
+
+
 def test_more_images_and_fewer_kept() -> None:
     small, large = (step_bytes(network(), count, 64, "cpu", "32-true") for count in (8, 32))
     blocks = step_bytes(network("blocks"), 32, 64, "cpu", "32-true")

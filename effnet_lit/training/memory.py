@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from effnet_lit.model.cpu.threads import together
+
 # What no tensor shows: scratch memory of the libraries, and the heap's gaps between tensors. For CPUs fitted to
 # ``python -m benchmarks.memory``; the GPU's are PyTorch's documented habits (blocks of 2 MB, cuDNN's workspaces),
 # not measured.
@@ -65,7 +67,7 @@ def step_bytes(network: nn.Module, batch_size: int, image_size: int, device: str
     twin = copy.deepcopy(network).train()
     with FakeTensorMode() as fake:
         twin = twin._apply(lambda tensor: fake.from_tensor(tensor).to(device))
-        with LiveBytes() as tracker, autocast(device, precision):
+        with LiveBytes() as tracker, together(), autocast(device, precision):
             for tensor in (*twin.parameters(), *twin.buffers()):
                 tracker.add(tensor)
             trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]

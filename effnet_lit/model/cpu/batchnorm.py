@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from effnet_lit.model.cpu.pieces import as_images, rows
+from effnet_lit.model.cpu.pieces import as_images, rows, total
+from effnet_lit.model.cpu.threads import each
 
 aten = torch.ops.aten
 
@@ -107,13 +108,7 @@ class Folded(NamedTuple):
 def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.BatchNorm2d) -> Folded:
     """Where raw = W x, its mean is W mean(x) and its variance the diagonal of W Cov(x) W^T: few channels come in, so
     this takes far less than looking at all that come out."""
-    channels = weight.shape[1]
-    moments = torch.zeros(channels + 1, channels + 1, dtype=torch.float64)
-    for piece in pieces:
-        # float64, because of differences of sums below: float32 would lose small variances
-        pixels = piece.new_ones(pixel_count(piece), channels + 1, dtype=torch.float64)
-        pixels[:, :-1] = rows(piece)
-        moments.addmm_(pixels.t(), pixels)
+    moments = total(each(products, pieces))
     mean_in, covariance = centred(moments)
     w = weight.flatten(1).double()  # (E, C)
     mean, variance = w @ mean_in, ((w @ covariance) * w).sum(1).clamp(min=0)
@@ -122,6 +117,13 @@ def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor,
     factor = scale.double() * inverse
     folded, bias = factor[:, None] * w, shift.double() - mean * factor
     return Folded(folded.to(weight.dtype).view_as(weight), bias.to(weight.dtype), moments, inverse)
+
+
+def products(piece: Tensor) -> Tensor:
+    """Of its pixels and ones, summed (C + 1, C + 1). In float64: differences of them would lose small variances."""
+    pixels = piece.new_ones(pixel_count(piece), piece.shape[1] + 1, dtype=torch.float64)
+    pixels[:, :-1] = rows(piece)
+    return pixels.t() @ pixels
 
 
 def centred(moments: Tensor) -> tuple[Tensor, Tensor]:

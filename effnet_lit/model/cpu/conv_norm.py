@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from effnet_lit.model.cpu.batchnorm import (
+    Moments,
     Statistics,
     batch_statistics,
     moments_of,
@@ -17,7 +18,8 @@ from effnet_lit.model.cpu.batchnorm import (
     normalise,
     through_norm,
 )
-from effnet_lit.model.cpu.pieces import Sum, new_images, parts, split, total
+from effnet_lit.model.cpu.pieces import new_images, parts, split, total
+from effnet_lit.model.cpu.threads import each
 
 if TYPE_CHECKING:
     from effnet_lit.model.efficientnet import ConvNorm
@@ -37,15 +39,19 @@ class FusedConvNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: ConvNorm, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         stride = layer.conv.stride[0] * layer.conv.stride[1]
-        raw, moments = [], []
-        for piece in split(x, len(weight) // stride):
+
+        def to_raw(piece: Tensor) -> tuple[Tensor, Moments]:
             y = functional.conv2d(piece, weight, None, layer.conv.stride, layer.conv.padding)
-            raw.append(y.contiguous(memory_format=torch.channels_last))
-            moments.append(moments_of(raw[-1]))
+            y = y.contiguous(memory_format=torch.channels_last)
+            return y, moments_of(y)
+
+        def to_result(part: slice, piece: Tensor) -> None:
+            aten.silu_(normalise(piece, statistics, scale, shift, out=result[part]))
+
+        raw, moments = zip(*each(to_raw, split(x, len(weight) // stride)), strict=True)
         statistics = batch_statistics(moments, layer.norm)
         result = new_images(len(x), raw[0])
-        for part, piece in zip(parts(raw), raw, strict=True):
-            aten.silu_(normalise(piece, statistics, scale, shift, out=result[part]))
+        each(to_result, parts(raw), raw)
         ctx.layer, ctx.pixels = layer, statistics.pixels
         ctx.save_for_backward(x, weight, scale, shift, *statistics[:2], *raw)
         return result
@@ -56,20 +62,23 @@ class FusedConvNorm(torch.autograd.Function):
         x, weight, scale, shift, mean, inverse, *raw = ctx.saved_tensors
         statistics = Statistics(mean, inverse, ctx.pixels)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        by_z, by_norm = [], []
-        for part, piece in zip(parts(raw), raw, strict=True):
-            by_z.append(aten.silu_backward(gradient[part], normalise(piece, statistics, scale, shift)))
-            by_norm.append(norm_gradients(by_z[-1], piece, statistics, scale))
-        by_norm = total(by_norm)
-        to_raw = through_norm(statistics, scale, by_norm)
         conv, wanted = ctx.layer.conv, [ctx.needs_input_grad[1], True, False]
         by_x = torch.empty_like(x) if wanted[0] else None
-        sums = Sum()
-        for part, piece, dz in zip(parts(raw), raw, by_z, strict=True):
+
+        def through_activation(part: slice, piece: Tensor) -> tuple[Tensor, Tensor]:
+            dz = aten.silu_backward(gradient[part], normalise(piece, statistics, scale, shift))
+            return dz, norm_gradients(dz, piece, statistics, scale)
+
+        def through_convolution(part: slice, piece: Tensor, dz: Tensor) -> Tensor:
             by_input, by_weight, _ = aten.convolution_backward(
                 to_raw(dz, piece), x[part], weight, None, conv.stride, conv.padding, [1, 1], False, [0, 0], 1, wanted
             )
             if by_x is not None:
                 by_x[part] = by_input
-            sums.add(by_weight)
-        return None, by_x, *sums.tensors, *by_norm
+            return by_weight
+
+        by_z, gradients = zip(*each(through_activation, parts(raw), raw), strict=True)
+        by_norm = total(gradients)
+        to_raw = through_norm(statistics, scale, by_norm)
+        by_weight = total(each(through_convolution, parts(raw), raw, by_z))
+        return None, by_x, by_weight, *by_norm

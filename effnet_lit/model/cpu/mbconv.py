@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from effnet_lit.model.cpu.batchnorm import (
     Folded,
+    Moments,
     Statistics,
     batch_statistics,
     fold,
@@ -26,8 +27,9 @@ from effnet_lit.model.cpu.batchnorm import (
     unfold,
 )
 from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
-from effnet_lit.model.cpu.pieces import Sum, new_images, parts, rows, split, total
+from effnet_lit.model.cpu.pieces import new_images, parts, rows, split, total, totals
 from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward
+from effnet_lit.model.cpu.threads import each
 
 if TYPE_CHECKING:
     from effnet_lit.model.efficientnet import MBConv
@@ -103,27 +105,32 @@ class FusedMBConv(torch.autograd.Function):
             if isinstance(block.expand, nn.Sequential)
             else None
         )
-        raw, moments = [], []
-        for piece in pieces:
+
+        def to_raw(piece: Tensor) -> tuple[Tensor, Moments]:
             y = piece if folded is None else aten.silu_(pointwise(piece, folded.weight, folded.bias))
-            raw.append(depthwise(y, w.kernel, block.depthwise.conv))
-            moments.append(moments_of(raw[-1]))
-        hidden = batch_statistics(moments, block.depthwise.norm)
-        projected, gates, moments = [], [], []
-        for piece in raw:
+            result = depthwise(y, w.kernel, block.depthwise.conv)
+            return result, moments_of(result)
+
+        def to_projected(piece: Tensor) -> tuple[Tensor, Moments, Gate]:
             y = aten.silu_(normalise(piece, hidden, w.scale, w.shift))
-            gates.append(gate_of(y, w))
-            y *= gates[-1].gate[:, :, None, None]
-            projected.append(pointwise(y, w.project))
-            moments.append(moments_of(projected[-1]))
-        final = batch_statistics(moments, block.project.norm)
-        result = new_images(len(x), projected[0])
-        for part, piece in zip(parts(projected), projected, strict=True):
+            gate = gate_of(y, w)
+            y *= gate.gate[:, :, None, None]
+            result = pointwise(y, w.project)
+            return result, moments_of(result), gate
+
+        def to_result(part: slice, piece: Tensor) -> None:
             out = normalise(piece, final, w.out_scale, w.out_shift, out=result[part])
             if drop is not None:
                 out *= drop[part]
             if block.has_skip:
                 out += x[part]
+
+        raw, moments = zip(*each(to_raw, pieces), strict=True)
+        hidden = batch_statistics(moments, block.depthwise.norm)
+        projected, moments, gates = zip(*each(to_projected, raw), strict=True)
+        final = batch_statistics(moments, block.project.norm)
+        result = new_images(len(x), projected[0])
+        each(to_result, parts(projected), projected)
         ctx.block, ctx.pieces, ctx.pixels = block, len(pieces), (hidden.pixels, final.pixels)
         gate = [torch.cat(tensors) for tensors in zip(*gates, strict=True)]
         kept = *hidden[:2], *final[:2], *gate, *(folded or [None] * len(Folded._fields))
@@ -144,11 +151,10 @@ class FusedMBConv(torch.autograd.Function):
         by_hidden, by_norm, by_project, by_gate, by_final = project_backward(
             gradient if drop is None else gradient * drop, raw, projected, hidden, gate, final, w
         )
+        to_raw, skipped = through_norm(hidden, w.scale, by_norm), gradient if ctx.block.has_skip else None
         by_x, by_expand, by_kernel = depthwise_and_expand_backward(
-            x, by_hidden, raw, through_norm(hidden, w.scale, by_norm), folded, expand, w, ctx.block.depthwise.conv
+            x, by_hidden, raw, to_raw, folded, expand, w, ctx.block.depthwise.conv, skipped
         )
-        if ctx.block.has_skip:
-            by_x += gradient
         return None, by_x, None, *by_expand, by_kernel, *by_norm, *by_gate, by_project, *by_final
 
 
@@ -165,10 +171,10 @@ def project_backward(
     that layer's scale and shift (2, E), of the projection, of the gate's four parameters, and of the last scale and
     shift (2, C')."""
     incoming = [gradient[part] for part in parts(projected)]
-    by_final = total(norm_gradients(*pair, final, w.out_scale) for pair in zip(incoming, projected, strict=True))
+    by_final = total(each(lambda dy, end: norm_gradients(dy, end, final, w.out_scale), incoming, projected))
     to_projected = through_norm(final, w.out_scale, by_final)
-    outgoing, sums = [], Sum()
-    for part, dy, piece, end in zip(parts(raw), incoming, raw, projected, strict=True):
+
+    def backward(part: slice, dy: Tensor, piece: Tensor, end: Tensor) -> tuple[Tensor, list[Tensor]]:
         z = normalise(piece, hidden, w.scale, w.shift)
         y = functional.silu(z)
         opened = gate.gate[part, :, None, None]
@@ -178,10 +184,12 @@ def project_backward(
         by_pooled, by_gate = gate_backward(by_opened, Gate(*(tensor[part] for tensor in gate)), w)
         by_pooled /= piece.shape[2] * piece.shape[3]
         by_y = torch.addcmul(by_pooled[:, :, None, None], by_gated, opened, out=by_gated)
-        outgoing.append(aten.silu_backward(by_y, z, grad_input=by_y))
-        sums.add(norm_gradients(by_y, piece, hidden, w.scale), by_project, *by_gate)
-    by_norm, by_project, *by_gate = sums.tensors
-    return outgoing, by_norm, by_project, by_gate, by_final
+        dz = aten.silu_backward(by_y, z, grad_input=by_y)
+        return dz, [norm_gradients(dz, piece, hidden, w.scale), by_project, *by_gate]
+
+    outgoing, gradients = zip(*each(backward, parts(raw), incoming, raw, projected), strict=True)
+    by_norm, by_project, *by_gate = totals(gradients)
+    return list(outgoing), by_norm, by_project, by_gate, by_final
 
 
 def depthwise_and_expand_backward(
@@ -193,25 +201,29 @@ def depthwise_and_expand_backward(
     expand: Sequence[Tensor],
     w: Weights,
     conv: nn.Conv2d,
+    skipped: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor | None], Tensor]:
     """From there to the input: gradients of ``x``, of the expansion's weight, scale and shift, and of the kernel.
-    Lets go of ``by_hidden`` piece by piece."""
-    by_x, sums = torch.empty_like(x), Sum()
-    for i, (part, piece) in enumerate(zip(parts(raw), raw, strict=True)):
+    Lets go of ``by_hidden`` piece by piece; ``skipped`` is the gradient that comes past the block, if any does."""
+    by_x = torch.empty_like(x)
+
+    def backward(i: int, part: slice, piece: Tensor) -> list[Tensor]:
         by_raw = to_raw(by_hidden[i], piece)
         by_hidden[i] = piece  # lets go of it
         if folded is None:
             by_x[part], by_kernel = depthwise_backward(by_raw, x[part], w.kernel, conv)
-            sums.add(by_kernel)
-            continue
+            return [by_kernel]
         z = pointwise(x[part], folded.weight, folded.bias)
         by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
         dz = aten.silu_backward(by_y, z)
         by_x[part], by_weight = pointwise_backward(dz, x[part], folded.weight)
-        sums.add(by_kernel, by_weight, rows(dz).sum(0))
-    if folded is None:
-        return by_x, (None, None, None), sums.tensors[0]
-    by_kernel, *by_folded = sums.tensors
-    *by_expand, weight, bias = unfold(folded, expand[0], expand[1], *by_folded)
-    by_x += pointwise(x, weight, bias)
+        return [by_kernel, by_weight, rows(dz).sum(0)]
+
+    by_kernel, *by_folded = totals(each(backward, range(len(raw)), parts(raw), raw))
+    by_expand: Sequence[Tensor | None] = (None, None, None)
+    if folded is not None:
+        *by_expand, weight, bias = unfold(folded, expand[0], expand[1], *by_folded)
+        each(lambda part: by_x[part].add_(pointwise(x[part], weight, bias)), parts(raw))
+    if skipped is not None:
+        by_x += skipped
     return by_x, by_expand, by_kernel

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-PIECE_BYTES = 16 * 2**20  # of expanded activations; smaller pieces cost more calls, larger ones leave the cache
+from effnet_lit.model.cpu.threads import at_once
+
+PIECE_BYTES = 8 * 2**20  # of expanded activations; smaller pieces cost more calls, larger ones leave the cache
 
 
 def split(x: Tensor, channels: int) -> Sequence[Tensor]:
-    """Views of as many images each, so that a piece with so many channels has at most about ``PIECE_BYTES``."""
+    """Views of as many images each, so that a piece with so many channels has at most about ``PIECE_BYTES`` and every
+    thread gets as many pieces as another."""
     image = channels * x.shape[2] * x.shape[3] * x.element_size()
-    pieces = math.ceil(len(x) / max(1, PIECE_BYTES // image))
-    return x.split(math.ceil(len(x) / pieces))
+    turns = math.ceil(len(x) / max(1, PIECE_BYTES // image) / torch.get_num_threads())
+    return x.split(max(1, len(x) // (turns * at_once())))
 
 
 def rows(x: Tensor) -> Tensor:
@@ -32,22 +35,14 @@ def as_images(pixels: Tensor, like: Tensor) -> Tensor:
     return pixels.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-class Sum:
-    """Sums of gradients over pieces, always in the same order."""
-
-    def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
-
-    def add(self, *terms: Tensor) -> None:
-        if not self.tensors:
-            self.tensors = list(terms)
-        else:
-            self.tensors = [old + new for old, new in zip(self.tensors, terms, strict=True)]
-
-
-def total(terms: Iterable[Tensor]) -> Tensor:
+def total(terms: Sequence[Tensor]) -> Tensor:
     """Sum of tensors."""
     return torch.stack(list(terms)).sum(0)
+
+
+def totals(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Of each gradient the sum over pieces."""
+    return [total(terms) for terms in zip(*gradients, strict=True)]
 
 
 def parts(pieces: Sequence[Tensor]) -> list[slice]:
