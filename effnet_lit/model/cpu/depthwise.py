@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-from effnet_lit.model.cpu.plain_step import plain_step
 
 aten = torch.ops.aten
 
 NARROW = 6  # pixels
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` of groups, with a faster gradient in training on a CPU where there is one."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        quick = (
-            self.training
-            and (self.kernel_size, self.padding, self.dilation) == ((5, 5), (2, 2), (1, 1))
-            and self.groups == self.in_channels == self.out_channels
-            and self.bias is None
-            and plain_step(input)
-            and input.is_contiguous(memory_format=torch.channels_last)
-        )
-        return Depthwise.apply(self, input, self.weight) if quick else super().forward(input)  # type: ignore[return-value]
-
-
-class Depthwise(torch.autograd.Function):
-    """Depthwise convolution of a whole batch, without bias."""
-
-    @staticmethod
-    def forward(ctx: Any, conv: nn.Conv2d, x: Tensor, kernel: Tensor) -> Tensor:
-        ctx.conv = conv
-        ctx.save_for_backward(x, kernel)
-        return depthwise(x, kernel, conv)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        x, kernel = ctx.saved_tensors
-        return None, *depthwise_backward(gradient.contiguous(memory_format=torch.channels_last), x, kernel, ctx.conv)
 
 
 def depthwise(x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> Tensor:
