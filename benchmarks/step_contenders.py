@@ -247,10 +247,11 @@ def kept_bytes(step: Step) -> int:
     """What a forward pass holds for backward, without parameters and images."""
     from effnet_lit.model.cpu.threads import together
 
-    with Kept() as kept, together():
-        loss = step.loss()
-        held = kept.held()
-    loss.backward()
+    with together():  # backward too: what it computes again comes in pieces of the same size
+        with Kept() as kept:
+            loss = step.loss()
+            held = kept.held()
+        loss.backward()
     step.optimizer.zero_grad(set_to_none=True)
     return held
 

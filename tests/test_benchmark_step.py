@@ -198,6 +198,15 @@ def test_kept_sees_what_checkpointing_holds() -> None:
     total.backward()
 
 
+def test_kept_of_a_step_whose_blocks_are_computed_again_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.SMALLEST_BYTES", 0)
+    off, blocks = (
+        step_contenders.kept_bytes(Step(Contender("ours", "effnet_lit", checkpointing=mode), "cpu", 4, 64))
+        for mode in ("off", "blocks")
+    )
+    assert 0 < blocks < 0.7 * off
+
+
 def test_a_failure_is_told_as_text_that_survives_the_way_between_processes() -> None:
     with pytest.raises(RuntimeError, match=r"^ValueError: .*no_such_model"):
         step_contenders.build(Contender("any", "torchvision", "no_such_model"), "cpu", 1, 32)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-SMALLEST_BYTES = 32 * 2**20  # of a batch's activations at their widest; below, the modules are faster
+SMALLEST_BYTES = 4 * 2**20  # of a batch's activations at their widest; below, the calls cost more than the cache gives
 
 
 def suits(module: nn.Module, x: Tensor) -> bool:
