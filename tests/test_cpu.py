@@ -84,9 +84,7 @@ def with_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-def test_any_number_of_threads_gives_the_same(
-    with_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_number_of_threads_gives_the_same(with_threads: Callable[[int], None]) -> None:
     model = network().double()
     images = torch.randn(7, 3, 64, 64, dtype=torch.float64)
     found = []
@@ -110,7 +108,9 @@ def test_threads_keep_their_hands_off_the_others(with_threads: Callable[[int], N
 
     found = each(work, range(6))
     assert {threads for _, threads, _ in found} == {1} and not any(recorded for _, _, recorded in found)
-    assert len({name for name, _, _ in found}) == 3 and threading.current_thread().name not in found[0]
+    assert len({name for name, _, _ in found}) == 3 and threading.current_thread().name not in {
+        name for name, _, _ in found
+    }
     others: list[int] = []
     thread = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
     thread.start()

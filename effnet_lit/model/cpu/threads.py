@@ -48,8 +48,8 @@ def together() -> Iterator[None]:
 def pool(count: int) -> ThreadPoolExecutor:
     """So many threads, all started."""
     result = ThreadPoolExecutor(count, "piece", initializer=alone)
-    together = Barrier(count)
-    list(result.map(lambda _: together.wait(), range(count)))
+    all_started = Barrier(count)
+    list(result.map(lambda _: all_started.wait(), range(count)))
     torch.set_num_threads(count)  # which ``alone`` has changed for threads that others start later
     return result
 
