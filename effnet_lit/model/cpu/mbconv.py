@@ -151,10 +151,12 @@ class FusedMBConv(torch.autograd.Function):
         by_hidden, by_norm, by_project, by_gate, by_final = project_backward(
             gradient if drop is None else gradient * drop, raw, projected, hidden, gate, final, w
         )
-        to_raw, skipped = through_norm(hidden, w.scale, by_norm), gradient if ctx.block.has_skip else None
+        to_raw = through_norm(hidden, w.scale, by_norm)
         by_x, by_expand, by_kernel = depthwise_and_expand_backward(
-            x, by_hidden, raw, to_raw, folded, expand, w, ctx.block.depthwise.conv, skipped
+            x, by_hidden, raw, to_raw, folded, expand, w, ctx.block.depthwise.conv
         )
+        if ctx.block.has_skip:
+            by_x += gradient
         return None, by_x, None, *by_expand, by_kernel, *by_norm, *by_gate, by_project, *by_final
 
 
@@ -201,10 +203,9 @@ def depthwise_and_expand_backward(
     expand: Sequence[Tensor],
     w: Weights,
     conv: nn.Conv2d,
-    skipped: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor | None], Tensor]:
     """From there to the input: gradients of ``x``, of the expansion's weight, scale and shift, and of the kernel.
-    Lets go of ``by_hidden`` piece by piece; ``skipped`` is the gradient that comes past the block, if any does."""
+    Lets go of ``by_hidden`` piece by piece."""
     by_x = torch.empty_like(x)
 
     def backward(i: int, part: slice, piece: Tensor) -> list[Tensor]:
@@ -224,6 +225,4 @@ def depthwise_and_expand_backward(
     if folded is not None:
         *by_expand, weight, bias = unfold(folded, expand[0], expand[1], *by_folded)
         each(lambda part: by_x[part].add_(pointwise(x[part], weight, bias)), parts(raw))
-    if skipped is not None:
-        by_x += skipped
     return by_x, by_expand, by_kernel
