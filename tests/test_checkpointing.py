@@ -88,7 +88,7 @@ def test_bytes_kept_beside_torchvision(way: str) -> None:
     images = torch.randn(2, 3, 128, 128).contiguous(memory_format=torch.channels_last)
     most = kept_bytes(efficientnet_b0().to(memory_format=torch.channels_last), images)  # type: ignore[call-overload]
     share = {mode: kept_bytes(network(mode), images) / most for mode in MODES}
-    assert share["off"] < (1.01 if way == "modules" else 0.55)
+    assert share["off"] < (1.01 if way == "modules" else 0.65)
     assert share["activations"] < 0.55
     assert share["blocks"] < 0.35
 

@@ -18,7 +18,7 @@ from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu import pieces
 from effnet_lit.model.cpu.depthwise import depthwise_backward
 from effnet_lit.model.cpu.suits import suits
-from effnet_lit.model.cpu.threads import each, together
+from effnet_lit.model.cpu.threads import each, together, undivided
 from effnet_lit.model.efficientnet import EfficientNet
 
 
@@ -127,6 +127,28 @@ def test_threads_keep_their_hands_off_the_others(with_threads: Callable[[int], N
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_an_undivided_function_leaves_the_cores_to_pieces(with_threads: Callable[[int], None]) -> None:
+    with_threads(2)
+    both = threading.Barrier(2, timeout=60)
+
+    @undivided
+    def work(divisor: int) -> list[int]:
+        assert torch.get_num_threads() == 1
+        each(lambda _: both.wait(), range(2))  # would time out in one thread
+        return [1 // divisor, *within(divisor)]
+
+    @undivided
+    def within(divisor: int) -> list[int]:
+        each(lambda _: both.wait(), range(2))
+        return [divisor]
+
+    assert work(1) == [1, 1] and torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError):
+        work(0)
+    assert torch.get_num_threads() == 2
+    each(lambda _: both.wait(), range(2))
+
+
 def test_a_forked_process_has_threads_of_its_own(with_threads: Callable[[int], None]) -> None:
     with_threads(2)
     assert each(abs, [-1, -2]) == [1, 2]

@@ -59,7 +59,7 @@ def test_what_threads_take_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            found.append(step_bytes(network(), 16, 128, "cpu", "32-true"))
+            found.append(step_bytes(network("blocks"), 16, 128, "cpu", "32-true"))
     finally:
         torch.set_num_threads(before)
     assert found[0] < found[1] < found[2] < 1.5 * found[0]

@@ -96,40 +96,40 @@ def through_norm(statistics: Statistics, scale: Tensor, gradients: Tensor) -> Ca
 
 
 class Folded(NamedTuple):
-    """``weight`` (E, C, 1, 1) and ``bias`` (E) map pixels to normalised outputs; ``moments`` (C + 1, C + 1) are the
-    sums of products of all pixels with ones, float64; ``inverse`` (E) is 1 / deviation of the raw outputs, float64."""
+    """``weight`` (E, C, 1, 1) and ``bias`` (E) map pixels to normalised outputs; ``mean`` (C) is of all pixels,
+    ``along`` (E, C) the raw outputs' covariances with them, ``inverse`` (E) 1 / deviation of the raw outputs."""
 
     weight: Tensor
     bias: Tensor
-    moments: Tensor
+    mean: Tensor
+    along: Tensor
     inverse: Tensor
 
 
 def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.BatchNorm2d) -> Folded:
     """Where raw = W x, its mean is W mean(x) and its variance the diagonal of W Cov(x) W^T: few channels come in, so
     this takes far less than looking at all that come out."""
-    moments = total(each(products, pieces))
-    mean_in, covariance = centred(moments)
+    around = pieces[0].mean((0, 2, 3))
+    sums, products = zip(*each(lambda piece: moments_around(around, piece), pieces), strict=True)
+    pixels = sum(pixel_count(piece) for piece in pieces)
+    off = total(sums).double() / pixels
+    covariance = total(products).double() / pixels - torch.outer(off, off)
     w = weight.flatten(1).double()  # (E, C)
-    mean, variance = w @ mean_in, ((w @ covariance) * w).sum(1).clamp(min=0)
-    settle(mean, variance, sum(pixel_count(piece) for piece in pieces), norm)
+    mean = around + off
+    along = w @ covariance
+    centre, variance = w @ mean, (along * w).sum(1).clamp(min=0)
+    settle(centre, variance, pixels, norm)
     inverse = (variance + norm.eps).rsqrt()
     factor = scale.double() * inverse
-    folded, bias = factor[:, None] * w, shift.double() - mean * factor
-    return Folded(folded.to(weight.dtype).view_as(weight), bias.to(weight.dtype), moments, inverse)
+    folded, bias = factor[:, None] * w, shift.double() - centre * factor
+    return Folded(folded.to(weight.dtype).view_as(weight), bias.to(weight.dtype), mean, along, inverse)
 
 
-def products(piece: Tensor) -> Tensor:
-    """Of its pixels and ones, summed (C + 1, C + 1). In float64: differences of them would lose small variances."""
-    pixels = piece.new_ones(pixel_count(piece), piece.shape[1] + 1, dtype=torch.float64)
-    pixels[:, :-1] = rows(piece)
-    return pixels.t() @ pixels
-
-
-def centred(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C) and covariance (C, C) of pixels from their ``moments``."""
-    count, mean = moments[-1, -1], moments[-1, :-1] / moments[-1, -1]
-    return mean, moments[:-1, :-1] / count - torch.outer(mean, mean)
+def moments_around(point: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums (C) of its pixels less ``point`` (C) and (C, C) of their products. Near the mean: differences of larger
+    sums would lose small variances."""
+    pixels = rows(piece) - point
+    return pixels.sum(0), pixels.t() @ pixels
 
 
 class Unfolded(NamedTuple):
@@ -143,7 +143,7 @@ class Unfolded(NamedTuple):
     bias: Tensor
 
 
-def unfold(folded: Folded, weight: Tensor, scale: Tensor, by_folded: Tensor, by_bias: Tensor) -> Unfolded:
+def unfold(folded: Folded, pixels: int, weight: Tensor, scale: Tensor, by_folded: Tensor, by_bias: Tensor) -> Unfolded:
     """From the gradients by ``folded``'s weight and bias, which take mean and deviation as constants, to those of what
     it was made of.
 
@@ -152,14 +152,12 @@ def unfold(folded: Folded, weight: Tensor, scale: Tensor, by_folded: Tensor, by_
     (factor W) is one small product with [x, 1].
     """
     w, by_shift = weight.flatten(1).double(), by_bias.double()
-    mean, covariance = centred(folded.moments)
-    count = folded.moments[-1, -1]
-    by_centred = by_folded.flatten(1).double() - torch.outer(by_shift, mean)
+    by_centred = by_folded.flatten(1).double() - torch.outer(by_shift, folded.mean)
     by_scale = (by_centred * w).sum(1) * folded.inverse
-    factor, along = scale.double() * folded.inverse, folded.inverse * by_scale / count
-    by_weight = factor[:, None] * (by_centred - along[:, None] * (w @ covariance) * count)
-    lacking = -w.t() @ ((factor * along)[:, None] * w)  # (C, C), symmetric
-    constant = -(factor * by_shift / count) @ w - mean @ lacking
+    factor, part = scale.double() * folded.inverse, folded.inverse * by_scale
+    by_weight = factor[:, None] * (by_centred - part[:, None] * folded.along)
+    lacking = -w.t() @ ((factor * part / pixels)[:, None] * w)  # (C, C), symmetric
+    constant = -(factor * by_shift / pixels) @ w - folded.mean @ lacking
     precision = weight.dtype
     return Unfolded(
         by_weight.to(precision).view_as(weight),

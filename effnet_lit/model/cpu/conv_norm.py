@@ -19,7 +19,7 @@ from effnet_lit.model.cpu.batchnorm import (
     through_norm,
 )
 from effnet_lit.model.cpu.pieces import new_images, parts, split, total
-from effnet_lit.model.cpu.threads import each
+from effnet_lit.model.cpu.threads import each, undivided
 
 if TYPE_CHECKING:
     from effnet_lit.model.efficientnet import ConvNorm
@@ -37,6 +37,7 @@ class FusedConvNorm(torch.autograd.Function):
     """Convolution, BatchNorm, SiLU. Kept for backward: the input and the convolution's raw output."""
 
     @staticmethod
+    @undivided
     def forward(ctx: Any, layer: ConvNorm, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         stride = layer.conv.stride[0] * layer.conv.stride[1]
 
@@ -58,6 +59,7 @@ class FusedConvNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @undivided
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         x, weight, scale, shift, mean, inverse, *raw = ctx.saved_tensors
         statistics = Statistics(mean, inverse, ctx.pixels)

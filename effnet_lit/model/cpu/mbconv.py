@@ -1,7 +1,7 @@
 """MBConv as one function, worked off in pieces; its values and gradients are those of the modules, up to rounding.
 
 Each piece goes through all layers up to the next BatchNorm, which needs the whole batch, and backward computes again
-what is cheap. Of the expanded activations only the depthwise convolution's raw output is kept.
+what is cheap.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from effnet_lit.model.cpu.batchnorm import (
     moments_of,
     norm_gradients,
     normalise,
+    pixel_count,
     through_norm,
     unfold,
 )
 from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
 from effnet_lit.model.cpu.pieces import new_images, parts, rows, split, total, totals
 from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward
-from effnet_lit.model.cpu.threads import each
+from effnet_lit.model.cpu.threads import each, undivided
 
 if TYPE_CHECKING:
     from effnet_lit.model.efficientnet import MBConv
 
 aten = torch.ops.aten
+
+CHEAP_CHANNELS = 48  # of EfficientNet-B0 three quarters of the expanded activations take half of the arithmetic
 
 
 class Weights(NamedTuple):
@@ -93,23 +96,34 @@ def gate_backward(by_gate: Tensor, gate: Gate, w: Weights) -> tuple[Tensor, list
     ]
 
 
+def keeps_expanded(gradient_checkpointing: str, channels: int) -> bool:
+    """Whether expanded activations are kept for backward, or computed again from so many channels."""
+    return gradient_checkpointing == "off" or (gradient_checkpointing == "activations" and channels > CHEAP_CHANNELS)
+
+
 class FusedMBConv(torch.autograd.Function):
-    """MBConv. Kept for backward: the input, and the raw outputs of the depthwise and the projecting convolution."""
+    """MBConv. Kept for backward: the input, the raw outputs of the depthwise and the projecting convolution, and what
+    ``keeps_expanded`` says."""
 
     @staticmethod
+    @undivided
     def forward(ctx: Any, block: MBConv, x: Tensor, drop: Tensor | None, *tensors: Any) -> Tensor:
         expand, w = tensors[:3], Weights(*tensors[3:])
         pieces = split(x, len(w.kernel))
+        keeps = keeps_expanded(block.gradient_checkpointing, x.shape[1])
         folded = (
             fold(pieces, expand[0], expand[1], expand[2], block.expand.norm)
             if isinstance(block.expand, nn.Sequential)
             else None
         )
 
-        def to_raw(piece: Tensor) -> tuple[Tensor, Moments]:
-            y = piece if folded is None else aten.silu_(pointwise(piece, folded.weight, folded.bias))
-            result = depthwise(y, w.kernel, block.depthwise.conv)
-            return result, moments_of(result)
+        def to_raw(piece: Tensor) -> tuple[Tensor, Moments, Tensor | None]:
+            if folded is None:
+                result, z = depthwise(piece, w.kernel, block.depthwise.conv), None
+            else:
+                z = pointwise(piece, folded.weight, folded.bias)
+                result = depthwise(functional.silu(z), w.kernel, block.depthwise.conv)
+            return result, moments_of(result), z if keeps else None
 
         def to_projected(piece: Tensor) -> tuple[Tensor, Moments, Gate]:
             y = aten.silu_(normalise(piece, hidden, w.scale, w.shift))
@@ -125,7 +139,7 @@ class FusedMBConv(torch.autograd.Function):
             if block.has_skip:
                 out += x[part]
 
-        raw, moments = zip(*each(to_raw, pieces), strict=True)
+        raw, moments, expanded = zip(*each(to_raw, pieces), strict=True)
         hidden = batch_statistics(moments, block.depthwise.norm)
         projected, moments, gates = zip(*each(to_projected, raw), strict=True)
         final = batch_statistics(moments, block.project.norm)
@@ -134,26 +148,27 @@ class FusedMBConv(torch.autograd.Function):
         ctx.block, ctx.pieces, ctx.pixels = block, len(pieces), (hidden.pixels, final.pixels)
         gate = [torch.cat(tensors) for tensors in zip(*gates, strict=True)]
         kept = *hidden[:2], *final[:2], *gate, *(folded or [None] * len(Folded._fields))
-        ctx.save_for_backward(x, drop, *tensors, *kept, *raw, *projected)
+        ctx.save_for_backward(x, drop, *tensors, *kept, *raw, *projected, *expanded)
         return result
 
     @staticmethod
     @once_differentiable
+    @undivided
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         x, drop, *tensors = ctx.saved_tensors
         expand, w, tensors = tensors[:3], Weights(*tensors[3:13]), tensors[13:]
         hidden = Statistics(tensors[0], tensors[1], ctx.pixels[0])
         final = Statistics(tensors[2], tensors[3], ctx.pixels[1])
         gate = Gate(*tensors[4:7])
-        folded = Folded(*tensors[7:11]) if tensors[7] is not None else None
-        raw, projected = tensors[11 : 11 + ctx.pieces], tensors[11 + ctx.pieces :]
+        folded = Folded(*tensors[7:12]) if tensors[7] is not None else None
+        raw, projected, expanded = (tensors[12 + i * ctx.pieces :][: ctx.pieces] for i in range(3))
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         by_hidden, by_norm, by_project, by_gate, by_final = project_backward(
             gradient if drop is None else gradient * drop, raw, projected, hidden, gate, final, w
         )
         to_raw = through_norm(hidden, w.scale, by_norm)
         by_x, by_expand, by_kernel = depthwise_and_expand_backward(
-            x, by_hidden, raw, to_raw, folded, expand, w, ctx.block.depthwise.conv
+            x, by_hidden, raw, expanded, to_raw, folded, expand, w, ctx.block.depthwise.conv
         )
         if ctx.block.has_skip:
             by_x += gradient
@@ -198,6 +213,7 @@ def depthwise_and_expand_backward(
     x: Tensor,
     by_hidden: list[Tensor],
     raw: Sequence[Tensor],
+    expanded: Sequence[Tensor | None],
     to_raw: Callable[[Tensor, Tensor], Tensor],
     folded: Folded | None,
     expand: Sequence[Tensor],
@@ -208,21 +224,22 @@ def depthwise_and_expand_backward(
     Lets go of ``by_hidden`` piece by piece."""
     by_x = torch.empty_like(x)
 
-    def backward(i: int, part: slice, piece: Tensor) -> list[Tensor]:
+    def backward(i: int, part: slice, piece: Tensor, z: Tensor | None) -> list[Tensor]:
         by_raw = to_raw(by_hidden[i], piece)
         by_hidden[i] = piece  # lets go of it
         if folded is None:
             by_x[part], by_kernel = depthwise_backward(by_raw, x[part], w.kernel, conv)
             return [by_kernel]
-        z = pointwise(x[part], folded.weight, folded.bias)
+        if z is None:
+            z = pointwise(x[part], folded.weight, folded.bias)
         by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
         dz = aten.silu_backward(by_y, z)
         by_x[part], by_weight = pointwise_backward(dz, x[part], folded.weight)
         return [by_kernel, by_weight, rows(dz).sum(0)]
 
-    by_kernel, *by_folded = totals(each(backward, range(len(raw)), parts(raw), raw))
+    by_kernel, *by_folded = totals(each(backward, range(len(raw)), parts(raw), raw, expanded))
     by_expand: Sequence[Tensor | None] = (None, None, None)
     if folded is not None:
-        *by_expand, weight, bias = unfold(folded, expand[0], expand[1], *by_folded)
+        *by_expand, weight, bias = unfold(folded, pixel_count(x), expand[0], expand[1], *by_folded)
         each(lambda part: by_x[part].add_(pointwise(x[part], weight, bias)), parts(raw))
     return by_x, by_expand, by_kernel

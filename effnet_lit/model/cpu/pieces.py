@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from effnet_lit.model.cpu.threads import at_once
+from effnet_lit.model.cpu.threads import at_once, threads
 
 PIECE_BYTES = 8 * 2**20  # of expanded activations; smaller pieces cost more calls, larger ones leave the cache
 
@@ -21,7 +21,7 @@ def split(x: Tensor, channels: int) -> Sequence[Tensor]:
     """Views of as many images each, so that a piece with so many channels has at most about ``PIECE_BYTES`` and every
     thread gets as many pieces as another."""
     image = channels * x.shape[2] * x.shape[3] * x.element_size()
-    turns = math.ceil(len(x) / max(1, PIECE_BYTES // image) / torch.get_num_threads())
+    turns = math.ceil(len(x) / max(1, PIECE_BYTES // image) / threads())
     return x.split(max(1, len(x) // (turns * at_once())))
 
 

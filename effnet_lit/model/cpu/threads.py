@@ -9,27 +9,57 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from threading import Barrier
+from threading import Barrier, local
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
 _together = False
+_undivided = local()
 
 
 def each(function: Callable[..., T], *pieces: Iterable[object]) -> list[T]:
     """``map(function, *pieces)`` without autograd, each call by one thread alone; results in the order of pieces."""
     if at_once() > 1:
-        return list(pool(at_once()).map(function, *pieces))
+        futures = [pool(at_once()).submit(function, *piece) for piece in zip(*pieces, strict=True)]
+        wait(futures)  # once; waking up at every piece's end takes a core from those that work
+        return [future.result() for future in futures]
     return list(map(function, *pieces))
 
 
 def at_once() -> int:
-    """Pieces that are worked off at once: as many as PyTorch has threads for an operation."""
-    return 1 if _together else torch.get_num_threads()
+    """Pieces that are worked off at once: one for each thread."""
+    return 1 if _together else threads()
+
+
+def threads() -> int:
+    """As many as PyTorch has for an operation of the calling thread."""
+    return getattr(_undivided, "threads", None) or torch.get_num_threads()
+
+
+def undivided(function: Callable[..., T]) -> Callable[..., T]:
+    """A function whose own operations stay in the calling thread, while ``each`` in it has as many threads as before.
+
+    Threads of an operation wait for the next one spinning, on the cores that those with pieces need.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: object) -> T:
+        count = torch.get_num_threads()
+        if count == 1:
+            return function(*arguments)
+        _undivided.threads = count
+        torch.set_num_threads(1)
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_num_threads(count)
+            del _undivided.threads
+
+    return run
 
 
 @contextmanager
@@ -47,10 +77,11 @@ def together() -> Iterator[None]:
 @functools.cache
 def pool(count: int) -> ThreadPoolExecutor:
     """So many threads, all started."""
+    before = torch.get_num_threads()
     result = ThreadPoolExecutor(count, "piece", initializer=alone)
     all_started = Barrier(count)
     list(result.map(lambda _: all_started.wait(), range(count)))
-    torch.set_num_threads(count)  # which ``alone`` has changed for threads that others start later
+    torch.set_num_threads(before)  # which ``alone`` has changed for threads that others start later
     return result
 
 
