@@ -234,8 +234,8 @@ class EfficientNet(nn.Module):
         """What a training step keeps for backward: "off" everything; "activations" the convolutions' raw outputs, and
         BatchNorm, SiLU and gate are computed again; "blocks" each block's input, and the whole block again.
 
-        On a CPU in full precision "off" keeps even less than "activations" elsewhere: see ``cpu``. Weights and buffers
-        after training are the same bit for bit in all three.
+        On a CPU in full precision all three keep less than elsewhere: see ``cpu``. Weights and buffers after training
+        are the same bit for bit in all three.
         """
         assert mode in MODES, mode
         self.gradient_checkpointing = mode
