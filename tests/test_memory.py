@@ -112,7 +112,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> None:
         return 500_000_000 + batch * each[model.gradient_checkpointing]
 
     monkeypatch.setattr(step_plan, "step_bytes", bytes_of)
-    monkeypatch.setattr(step_plan, "with_overhead", lambda tensors, device: tensors)
+    monkeypatch.setattr(step_plan, "with_overhead", lambda tensors, device, mode: tensors)
 
 
 @pytest.mark.usefixtures("costs")

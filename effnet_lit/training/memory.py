@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from effnet_lit.model.cpu.threads import together
 
-# What no tensor shows: scratch memory of the libraries, and the heap's gaps between tensors. For CPUs fitted to
-# ``python -m benchmarks.memory``; the GPU's are PyTorch's documented habits (blocks of 2 MB, cuDNN's workspaces),
-# not measured.
-OVERHEAD_BYTES = {"cpu": 20_000_000, "cuda": 2**28, "mps": 2**28}
-OVERHEAD_SHARE = {"cpu": 0.4, "cuda": 0.1, "mps": 0.1}
+# What no tensor shows, as a share of them and in bytes: the heap's gaps between tensors, and scratch memory of the
+# libraries. For CPUs fitted to ``python -m benchmarks.memory``, where tensors that come and go leave more gaps than
+# those that are kept; the GPU's are PyTorch's documented habits (blocks of 2 MB, cuDNN's workspaces), not measured.
+OVERHEAD = {"cuda": (0.1, 2**28), "mps": (0.1, 2**28)}
+CPU_OVERHEAD = {"off": (0.4, 20_000_000), "activations": (0.4, 85_000_000), "blocks": (0.9, 0)}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -88,9 +88,10 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, kinds[precision]) if precision in kinds else nullcontext()
 
 
-def with_overhead(tensors: int, device: str) -> int:
+def with_overhead(tensors: int, device: str, gradient_checkpointing: str) -> int:
     """What the process or the GPU will need for them."""
-    return round(tensors * (1 + OVERHEAD_SHARE[device])) + OVERHEAD_BYTES[device]
+    share, fixed = CPU_OVERHEAD[gradient_checkpointing] if device == "cpu" else OVERHEAD[device]
+    return round(tensors * (1 + share)) + fixed
 
 
 def free_ram() -> int:

@@ -78,7 +78,7 @@ def plan_memory(config: Config, network: nn.Module, device: str, precision: str,
     assert isinstance(size, int)
     for micro_batch, times, mode in candidates(config, network):
         set_gradient_checkpointing(network, mode)
-        least = with_overhead(step_bytes(network, micro_batch, size, device, precision), device)
+        least = with_overhead(step_bytes(network, micro_batch, size, device, precision), device, mode)
         if not available or least <= USABLE * available:
             return MemoryPlan(micro_batch, times, mode, least, available)
     raise UserError(
