@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu import pieces
+from effnet_lit.model.cpu.batchnorm import fold
 from effnet_lit.model.cpu.depthwise import depthwise_backward
 from effnet_lit.model.cpu.suits import suits
 from effnet_lit.model.cpu.threads import each, together, undivided
@@ -125,8 +126,6 @@ def test_threads_keep_their_hands_off_the_others(with_threads: Callable[[int], N
         each(lambda number: 1 // number, [1, 0, 2])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_an_undivided_function_leaves_the_cores_to_pieces(with_threads: Callable[[int], None]) -> None:
     with_threads(2)
     both = threading.Barrier(2, timeout=60)
@@ -149,6 +148,8 @@ def test_an_undivided_function_leaves_the_cores_to_pieces(with_threads: Callable
     each(lambda _: both.wait(), range(2))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own(with_threads: Callable[[int], None]) -> None:
     with_threads(2)
     assert each(abs, [-1, -2]) == [1, 2]
@@ -175,6 +176,19 @@ def test_depthwise_gradients_are_the_plain_ones(size: int, kernel: int, stride: 
     found = depthwise_backward(gradient, x.detach(), conv.weight.detach(), conv)
     for ours, theirs in zip(found, (x.grad, conv.weight.grad), strict=True):
         assert theirs is not None and torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_small_variances_far_from_zero_are_not_lost() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 6, 16, 16) * 0.01 + 50
+    weight = torch.randn(24, 6, 1, 1)
+    ours, theirs = torch.nn.BatchNorm2d(24), torch.nn.BatchNorm2d(24).double()
+    fold(x.split(2), weight, ours.weight, ours.bias, ours)
+    theirs(functional.conv2d(x.double(), weight.double()))
+    assert ours.running_var is not None and theirs.running_var is not None
+    found, wanted = ours.running_var.double() - 0.9, theirs.running_var - 0.9  # a tenth of this batch's
+    assert wanted.max() < 1e-3
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-6)
 
 
 def test_frozen_parts_and_first_layers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,8 @@ def through_norm(statistics: Statistics, scale: Tensor, gradients: Tensor) -> Ca
 
 
 class Folded(NamedTuple):
-    """``weight`` (E, C, 1, 1) and ``bias`` (E) map pixels to normalised outputs; ``mean`` (C) is of all pixels,
-    ``along`` (E, C) the raw outputs' covariances with them, ``inverse`` (E) 1 / deviation of the raw outputs."""
+    """``weight`` (E, C, 1, 1) and ``bias`` (E) map pixels to normalised outputs; in float64 ``mean`` (C) is of
+    all pixels, ``along`` (E, C) the raw outputs' covariances with them, ``inverse`` (E) 1 / deviation of these."""
 
     weight: Tensor
     bias: Tensor
