@@ -96,8 +96,8 @@ def through_norm(statistics: Statistics, scale: Tensor, gradients: Tensor) -> Ca
 
 
 class Folded(NamedTuple):
-    """``weight`` (E, C, 1, 1) and ``bias`` (E) map pixels to normalised outputs; in float64 ``mean`` (C) is of
-    all pixels, ``along`` (E, C) the raw outputs' covariances with them, ``inverse`` (E) 1 / deviation of these."""
+    """``weight`` (E, C, 1, 1) and ``bias`` (E) map pixels to normalised outputs; ``mean`` (C) is of all pixels,
+    ``along`` (E, C) the raw outputs' covariances with them, ``inverse`` (E) 1 / deviation of these."""
 
     weight: Tensor
     bias: Tensor
@@ -112,17 +112,15 @@ def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor,
     around = pieces[0].mean((0, 2, 3))
     sums, products = zip(*each(lambda piece: moments_around(around, piece), pieces), strict=True)
     pixels = sum(pixel_count(piece) for piece in pieces)
-    off = total(sums).double() / pixels
-    covariance = total(products).double() / pixels - torch.outer(off, off)
-    w = weight.flatten(1).double()  # (E, C)
-    mean = around + off
+    off = total(sums) / pixels
+    covariance = total(products) / pixels - torch.outer(off, off)
+    mean, w = around + off, weight.flatten(1)  # (C), (E, C)
     along = w @ covariance
     centre, variance = w @ mean, (along * w).sum(1).clamp(min=0)
-    settle(centre, variance, pixels, norm)
-    inverse = (variance + norm.eps).rsqrt()
-    factor = scale.double() * inverse
-    folded, bias = factor[:, None] * w, shift.double() - centre * factor
-    return Folded(folded.to(weight.dtype).view_as(weight), bias.to(weight.dtype), mean, along, inverse)
+    statistics = settle(centre, variance, pixels, norm)
+    factor = scale * statistics.inverse
+    folded, bias = factor[:, None] * w, shift - centre * factor
+    return Folded(folded.view_as(weight), bias, mean, along, statistics.inverse)
 
 
 def moments_around(point: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,26 +141,19 @@ class Unfolded(NamedTuple):
     bias: Tensor
 
 
-def unfold(folded: Folded, pixels: int, weight: Tensor, scale: Tensor, by_folded: Tensor, by_bias: Tensor) -> Unfolded:
-    """From the gradients by ``folded``'s weight and bias, which take mean and deviation as constants, to those of what
-    it was made of.
+def unfold(folded: Folded, pixels: int, weight: Tensor, scale: Tensor, by_folded: Tensor) -> Unfolded:
+    """From the gradients (C + 1, E) by ``folded``'s weight, transposed, and bias, which take mean and deviation as
+    constants, to those of what it was made of.
 
     With Dc = dz^T (x - mean), the gradient of scale is the diagonal of Dc W^T / deviation; BatchNorm's backward, dz
     less its mean and less its part along the normalised raw outputs, is linear in dz, x and 1, so what it adds to dz
     (factor W) is one small product with [x, 1].
     """
-    w, by_shift = weight.flatten(1).double(), by_bias.double()
-    by_centred = by_folded.flatten(1).double() - torch.outer(by_shift, folded.mean)
+    w, by_bias = weight.flatten(1), by_folded[-1]
+    by_centred = by_folded[:-1].t().contiguous() - torch.outer(by_bias, folded.mean)
     by_scale = (by_centred * w).sum(1) * folded.inverse
-    factor, part = scale.double() * folded.inverse, folded.inverse * by_scale
+    factor, part = scale * folded.inverse, folded.inverse * by_scale
     by_weight = factor[:, None] * (by_centred - part[:, None] * folded.along)
     lacking = -w.t() @ ((factor * part / pixels)[:, None] * w)  # (C, C), symmetric
-    constant = -(factor * by_shift / pixels) @ w - folded.mean @ lacking
-    precision = weight.dtype
-    return Unfolded(
-        by_weight.to(precision).view_as(weight),
-        by_scale.to(precision),
-        by_bias,
-        lacking.to(precision)[:, :, None, None],
-        constant.to(precision),
-    )
+    constant = -(factor * by_bias / pixels) @ w - folded.mean @ lacking
+    return Unfolded(by_weight.view_as(weight), by_scale, by_bias, lacking[:, :, None, None], constant)

@@ -20,9 +20,9 @@ def depthwise(x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> Tensor:
 def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Gradients of ``x`` and ``kernel`` by one piece.
 
-    oneDNN's fast code for the kernel's gradient ends at three columns (5 x 5 takes 10 times as long as 3 x 3), so five
-    columns come from the input as it is (the middle three) and moved by one to either side. On maps narrower than
-    ``NARROW`` that code is slow too.
+    oneDNN's fast code for the kernel's gradient ends at three columns (5 x 5 takes 10 times as long as 3 x 3), so those
+    of five come three at a time, from the input moved by two to either side. On maps narrower than ``NARROW`` that code
+    is slow too.
     """
 
     def backward(x: Tensor, kernel: Tensor, padding: int, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,21 +35,19 @@ def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Con
         by_x, by_kernel, _ = backward(x, kernel, kernel.shape[-1] // 2, [True, True, False])
         return by_x, by_kernel
     by_x, _, _ = backward(x, kernel, 2, [True, False, False])
-    three = kernel[..., :3]
-    left, middle, right = (
-        backward(moved, three, 1, [False, True, False])[1] for moved in (shifted(x, 1), x, shifted(x, -1))
+    left, right = (
+        backward(moved, kernel[..., :3], 0, [False, True, False])[1] for moved in (shifted(x, 2), shifted(x, 0))
     )
-    return by_x, torch.cat([left[..., :1], middle, right[..., 2:]], -1)
+    return by_x, torch.cat([left, right[..., 1:]], -1)
 
 
 def shifted(x: Tensor, columns: int) -> Tensor:
-    """(N, C, H, W) moved by one column to the right (``columns`` = 1) or left (-1), zeros where nothing was.
+    """(N, C, H, W) -> (N, C, H, W + 2): moved to the right by ``columns``, 0 or 2, zeros where nothing was.
 
     ``functional.pad`` would write everything twice.
     """
-    result = torch.empty_like(x)
-    if columns == 1:
-        result[..., 1:], result[..., :1] = x[..., :-1], 0
-    else:
-        result[..., :-1], result[..., -1:] = x[..., 1:], 0
+    n, c, h, w = x.shape
+    result = torch.empty((n, c, h, w + 2), dtype=x.dtype, memory_format=torch.channels_last)
+    result[..., columns : columns + w] = x
+    result[..., slice(0, 2) if columns else slice(w, w + 2)] = 0
     return result

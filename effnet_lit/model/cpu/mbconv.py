@@ -6,6 +6,7 @@ what is cheap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,8 +29,8 @@ from effnet_lit.model.cpu.batchnorm import (
     unfold,
 )
 from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
-from effnet_lit.model.cpu.pieces import new_images, parts, rows, split, total, totals
-from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward
+from effnet_lit.model.cpu.pieces import as_images, new_images, parts, rows, split, total, totals
+from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward, weight_and_bias_gradients
 from effnet_lit.model.cpu.threads import each, undivided
 
 if TYPE_CHECKING:
@@ -161,19 +162,27 @@ class FusedMBConv(torch.autograd.Function):
         raw, projected, expanded = (tensors[12 + i * ctx.pieces :][: ctx.pieces] for i in range(3))
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         by_hidden, by_norm, by_project, by_gate, by_final = project_backward(
-            gradient if drop is None else gradient * drop, raw, projected, hidden, gate, final, w
+            gradient, drop, raw, projected, hidden, gate, final, w
         )
         to_raw = through_norm(hidden, w.scale, by_norm)
         by_x, by_expand, by_kernel = depthwise_and_expand_backward(
-            x, by_hidden, raw, expanded, to_raw, folded, expand, w, ctx.block.depthwise.conv
+            x,
+            by_hidden,
+            raw,
+            expanded,
+            to_raw,
+            folded,
+            expand,
+            w,
+            ctx.block.depthwise.conv,
+            gradient if ctx.block.has_skip else None,
         )
-        if ctx.block.has_skip:
-            by_x += gradient
         return None, by_x, None, *by_expand, by_kernel, *by_norm, *by_gate, by_project, *by_final
 
 
 def project_backward(
     gradient: Tensor,
+    drop: Tensor | None,
     raw: Sequence[Tensor],
     projected: Sequence[Tensor],
     hidden: Statistics,
@@ -184,26 +193,49 @@ def project_backward(
     """From the block's end to the BatchNorm behind the depthwise convolution: dz of each piece there, then gradients of
     that layer's scale and shift (2, E), of the projection, of the gate's four parameters, and of the last scale and
     shift (2, C')."""
-    incoming = [gradient[part] for part in parts(projected)]
-    by_final = total(each(lambda dy, end: norm_gradients(dy, end, final, w.out_scale), incoming, projected))
+
+    def through_drop(part: slice, end: Tensor) -> tuple[Tensor, Tensor]:
+        dy = gradient[part] if drop is None else gradient[part] * drop[part]
+        return dy, norm_gradients(dy, end, final, w.out_scale)
+
+    incoming, by_ends = zip(*each(through_drop, parts(projected), projected), strict=True)
+    by_final = total(by_ends)
     to_projected = through_norm(final, w.out_scale, by_final)
 
     def backward(part: slice, dy: Tensor, piece: Tensor, end: Tensor) -> tuple[Tensor, list[Tensor]]:
         z = normalise(piece, hidden, w.scale, w.shift)
-        y = functional.silu(z)
-        opened = gate.gate[part, :, None, None]
-        gated = y * opened
-        by_gated, by_project = pointwise_backward(to_projected(dy, end), gated, w.project)
-        by_opened = torch.mul(by_gated, y, out=gated).sum((2, 3))
-        by_pooled, by_gate = gate_backward(by_opened, Gate(*(tensor[part] for tensor in gate)), w)
-        by_pooled /= piece.shape[2] * piece.shape[3]
-        by_y = torch.addcmul(by_pooled[:, :, None, None], by_gated, opened, out=by_gated)
+        by_y, by_project, by_gate = gated_projection_backward(
+            to_projected(dy, end), functional.silu(z), Gate(*(tensor[part] for tensor in gate)), w
+        )
         dz = aten.silu_backward(by_y, z, grad_input=by_y)
         return dz, [norm_gradients(dz, piece, hidden, w.scale), by_project, *by_gate]
 
     outgoing, gradients = zip(*each(backward, parts(raw), incoming, raw, projected), strict=True)
     by_norm, by_project, *by_gate = totals(gradients)
     return list(outgoing), by_norm, by_project, by_gate, by_final
+
+
+def gated_projection_backward(
+    gradient: Tensor, y: Tensor, gate: Gate, w: Weights
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """From the projection of ``y`` times its gate to ``y`` by one piece: gradients of ``y``, of the projection and of
+    the gate's four parameters."""
+    n, c, *size = gradient.shape
+    pixels = math.prod(size)
+    if pixels < 2 * c:
+        opened = gate.gate[:, :, None, None]
+        gated = y * opened
+        by_gated, by_project = pointwise_backward(gradient, gated, w.project)
+        by_pooled, by_gate = gate_backward(torch.mul(by_gated, y, out=gated).sum((2, 3)), gate, w)
+        by_y = torch.addcmul(by_pooled[:, :, None, None] / pixels, by_gated, opened, out=by_gated)
+        return by_y, by_project, by_gate
+    # One product an image holds the projection's gradient and the gate's; neither needs all pixels again.
+    project, lines = w.project.flatten(1), rows(gradient).view(n, pixels, c)
+    products = torch.bmm(lines.transpose(1, 2), rows(y).view(n, pixels, -1))  # (N, C', E)
+    by_project = torch.einsum("nce,ne->ce", products, gate.gate).view_as(w.project)
+    by_pooled, by_gate = gate_backward(products.mul_(project).sum(1), gate, w)
+    by_lines = torch.baddbmm(by_pooled[:, None] / pixels, lines, project * gate.gate[:, None])
+    return as_images(by_lines.view(n * pixels, -1), y), by_project, by_gate
 
 
 def depthwise_and_expand_backward(
@@ -216,9 +248,10 @@ def depthwise_and_expand_backward(
     expand: Sequence[Tensor],
     w: Weights,
     conv: nn.Conv2d,
+    skipped: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor | None], Tensor]:
-    """From there to the input: gradients of ``x``, of the expansion's weight, scale and shift, and of the kernel.
-    Lets go of ``by_hidden`` piece by piece."""
+    """From there to the input: gradients of ``x``, with ``skipped`` where the block adds its input, of the expansion's
+    weight, scale and shift, and of the kernel. Lets go of ``by_hidden`` piece by piece."""
     by_x = torch.empty_like(x)
 
     def backward(i: int, part: slice, piece: Tensor, z: Tensor | None) -> list[Tensor]:
@@ -226,13 +259,17 @@ def depthwise_and_expand_backward(
         by_hidden[i] = piece  # lets go of it
         if folded is None:
             by_x[part], by_kernel = depthwise_backward(by_raw, x[part], w.kernel, conv)
-            return [by_kernel]
-        if z is None:
-            z = pointwise(x[part], folded.weight, folded.bias)
-        by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
-        dz = aten.silu_backward(by_y, z)
-        by_x[part], by_weight = pointwise_backward(dz, x[part], folded.weight)
-        return [by_kernel, by_weight, rows(dz).sum(0)]
+            gradients = [by_kernel]
+        else:
+            if z is None:
+                z = pointwise(x[part], folded.weight, folded.bias)
+            by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
+            dz = aten.silu_backward(by_y, z)
+            by_x[part] = pointwise(dz, folded.weight.transpose(0, 1))
+            gradients = [by_kernel, weight_and_bias_gradients(dz, x[part])]
+        if skipped is not None:
+            by_x[part] += skipped[part]
+        return gradients
 
     by_kernel, *by_folded = totals(each(backward, range(len(raw)), parts(raw), raw, expanded))
     by_expand: Sequence[Tensor | None] = (None, None, None)

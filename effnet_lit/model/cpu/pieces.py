@@ -5,6 +5,7 @@ Moving activations between memory and cores takes longer than the arithmetic on 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def as_images(pixels: Tensor, like: Tensor) -> Tensor:
 
 def total(terms: Sequence[Tensor]) -> Tensor:
     """Sum of tensors."""
-    return torch.stack(list(terms)).sum(0)
+    return functools.reduce(torch.add, terms)
 
 
 def totals(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
