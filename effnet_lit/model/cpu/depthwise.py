@@ -8,8 +8,6 @@ from torch.nn import functional
 
 aten = torch.ops.aten
 
-NARROW = 6  # pixels
-
 
 def depthwise(x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> Tensor:
     """As ``conv`` does it, in channels_last also where a piece is a single image."""
@@ -21,33 +19,40 @@ def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Con
     """Gradients of ``x`` and ``kernel`` by one piece.
 
     oneDNN's fast code for the kernel's gradient ends at three columns (5 x 5 takes 10 times as long as 3 x 3), so those
-    of five come three at a time, from the input moved by two to either side. On maps narrower than ``NARROW`` that code
-    is slow too.
+    of five come three at a time, from the input padded by two on either side. On maps with fewer rows than the kernel
+    that code is slow too, so these get rows of zeros.
     """
+    size, height, width = kernel.shape[-1], *x.shape[2:]
+    tall = height if height >= size else size + 1
+    tall_gradient = padded(gradient, (tall - 1) // conv.stride[0] + 1, gradient.shape[3], 0)
 
-    def backward(x: Tensor, kernel: Tensor, padding: int, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        pads = [conv.padding[0], padding]
+    def backward(
+        gradient: Tensor, x: Tensor, kernel: Tensor, columns: int, wanted: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pads = [conv.padding[0], columns]
         return aten.convolution_backward(
             gradient, x, kernel, None, conv.stride, pads, [1, 1], False, [0, 0], conv.groups, wanted
         )
 
-    if kernel.shape[-1] == 3 or x.shape[-1] < NARROW:
-        by_x, by_kernel, _ = backward(x, kernel, kernel.shape[-1] // 2, [True, True, False])
-        return by_x, by_kernel
-    by_x, _, _ = backward(x, kernel, 2, [True, False, False])
-    left, right = (
-        backward(moved, kernel[..., :3], 0, [False, True, False])[1] for moved in (shifted(x, 2), shifted(x, 0))
-    )
+    def of_kernel(kernel: Tensor, columns: int, x: Tensor) -> Tensor:
+        return backward(tall_gradient, x, kernel, columns, [False, True, False])[1]
+
+    by_x, _, _ = backward(gradient, x, kernel, size // 2, [True, False, False])
+    if size == 3:
+        return by_x, of_kernel(kernel, 1, padded(x, tall, width, 0))
+    left, right = (of_kernel(kernel[..., :3], 0, padded(x, tall, width + 2, at)) for at in (2, 0))
     return by_x, torch.cat([left, right[..., 1:]], -1)
 
 
-def shifted(x: Tensor, columns: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, H, W + 2): moved to the right by ``columns``, 0 or 2, zeros where nothing was.
+def padded(x: Tensor, height: int, width: int, at: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, height, width): zeros, and ``x`` at the top, from column ``at`` on.
 
     ``functional.pad`` would write everything twice.
     """
     n, c, h, w = x.shape
-    result = torch.empty((n, c, h, w + 2), dtype=x.dtype, memory_format=torch.channels_last)
-    result[..., columns : columns + w] = x
-    result[..., slice(0, 2) if columns else slice(w, w + 2)] = 0
+    if (height, width) == (h, w):
+        return x
+    result = torch.empty((n, c, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    result[..., :h, at : at + w] = x
+    result[..., :h, :at], result[..., :h, at + w :], result[..., h:, :] = 0, 0, 0
     return result
