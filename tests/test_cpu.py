@@ -17,7 +17,7 @@ from torch.nn import functional
 from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu import pieces
 from effnet_lit.model.cpu.batchnorm import fold
-from effnet_lit.model.cpu.depthwise import depthwise_backward
+from effnet_lit.model.cpu.depthwise import DepthwiseConv2d, depthwise_backward
 from effnet_lit.model.cpu.suits import suits
 from effnet_lit.model.cpu.threads import each, together, undivided
 from effnet_lit.model.efficientnet import EfficientNet
@@ -164,18 +164,45 @@ def test_a_forked_process_has_threads_of_its_own(with_threads: Callable[[int], N
     assert os.waitstatus_to_exitcode(status[1]) == 4
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride"), [(5, 5, 1), (6, 5, 1), (9, 5, 2), (8, 3, 1), (16, 5, 2)])
-def test_depthwise_gradients_are_the_plain_ones(size: int, kernel: int, stride: int) -> None:
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"),
+    [
+        (1, 5, 1),
+        (2, 5, 1),
+        (3, 5, 2),
+        (4, 5, 2),
+        (5, 5, 1),
+        (6, 5, 1),
+        (9, 5, 2),
+        (16, 5, 2),
+        (1, 3, 1),
+        (2, 3, 2),
+        (8, 3, 1),
+    ],
+)
+def test_depthwise_gradients_are_the_plain_ones(
+    size: int, kernel: int, stride: int, layout: torch.memory_format
+) -> None:
     torch.manual_seed(0)
-    conv = torch.nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8, bias=False).double()
-    x = torch.randn(3, 8, size, size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
-    y = conv(x)
-    gradient = torch.randn_like(y)
-    y.backward(gradient)
-    found = depthwise_backward(gradient, x.detach(), conv.weight.detach(), conv)
-    for ours, theirs in zip(found, (x.grad, conv.weight.grad), strict=True):
-        assert theirs is not None and torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    options = {"stride": stride, "padding": kernel // 2, "groups": 8, "bias": False, "dtype": torch.float64}
+    ours, plain = DepthwiseConv2d(8, 8, kernel, **options), torch.nn.Conv2d(8, 8, kernel, **options)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 8, size, size + 1, dtype=torch.float64).contiguous(memory_format=layout)
+    gradient = torch.randn_like(plain(x))
+    found = []
+    for conv in (ours, plain):
+        images = x.clone().requires_grad_()
+        y = conv(images)
+        y.backward(gradient)
+        found.append((images.grad, conv.weight.grad))
+        slow = layout == torch.channels_last and (kernel == 5 or size < 3)
+        assert (type(y.grad_fn).__name__ == "DepthwiseBackward") == (conv is ours and slow)
+    last = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (gradient, x))
+    found.append(depthwise_backward(*last, ours.weight.detach(), ours))
+    for values in zip(*found, strict=True):
+        for value in values[1:]:
+            torch.testing.assert_close(value, values[0], rtol=1e-12, atol=1e-12)
 
 
 def test_small_variances_far_from_zero_are_not_lost() -> None:

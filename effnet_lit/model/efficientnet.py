@@ -14,6 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from effnet_lit.model.checkpointing import MODES, recomputed
 from effnet_lit.model.cpu.conv_norm import fused_conv_norm
+from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 from effnet_lit.model.cpu.mbconv import fused_mbconv
 from effnet_lit.model.cpu.suits import suits
 from effnet_lit.model.kernels.mbconv import covers, mbconv_with_kernels
@@ -75,7 +76,7 @@ class ConvNorm(nn.Sequential):
         activation: bool = True,
     ) -> None:
         same = settings["padding"] == "same"
-        convolution = SamePaddingConv2d if same else nn.Conv2d
+        convolution = SamePaddingConv2d if same else DepthwiseConv2d if groups > 1 else nn.Conv2d
         padding = 0 if same else kernel // 2
         super().__init__()
         self.conv = convolution(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)

@@ -1,22 +1,54 @@
-"""Depthwise convolution of one piece, and a faster gradient of 5 x 5 kernels."""
+"""Depthwise convolution with a faster gradient of 5 x 5 kernels."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from effnet_lit.model.cpu.step import in_step
 
 aten = torch.ops.aten
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution of a square kernel, for layers that no other function here takes with it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        slow = self.kernel_size[0] > 3 or input.shape[2] < 3  # the kernel's gradient as PyTorch takes it
+        if slow and in_step(input) and input.is_contiguous(memory_format=torch.channels_last):
+            return Depthwise.apply(input, self.weight, self)  # type: ignore[return-value]
+        return super().forward(input)
+
+
+class Depthwise(torch.autograd.Function):
+    """Values and gradients of ``DepthwiseConv2d``, in channels_last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> Tensor:
+        ctx.conv = conv
+        ctx.save_for_backward(x, kernel)
+        return depthwise(x, kernel, conv)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, kernel = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        return *depthwise_backward(gradient, x, kernel, ctx.conv), None
+
+
 def depthwise(x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> Tensor:
-    """As ``conv`` does it, in channels_last also where a piece is a single image."""
+    """As ``conv`` does it, in channels_last also where there is a single image."""
     result = functional.conv2d(x, kernel, None, conv.stride, conv.padding, 1, conv.groups)
     return result.contiguous(memory_format=torch.channels_last)
 
 
 def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Gradients of ``x`` and ``kernel`` by one piece.
+    """Gradients of ``x`` and ``kernel``.
 
     oneDNN's fast code for the kernel's gradient ends at three columns (5 x 5 takes 10 times as long as 3 x 3), so those
     of five come three at a time, from the input padded by two on either side. On maps with fewer rows than the kernel

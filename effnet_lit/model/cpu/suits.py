@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
+from effnet_lit.model.cpu.step import in_step
 
 SMALLEST_BYTES = 4 * 2**20  # of a batch's activations at their widest; below, the calls cost more than the cache gives
 
@@ -13,12 +15,8 @@ def suits(module: nn.Module, x: Tensor) -> bool:
     """Whether a function here can stand in for ``module``: a training step on a CPU in full precision, symmetric
     padding, every BatchNorm in training with running statistics, and enough to do."""
     return (
-        x.device.type == "cpu"
+        in_step(x)
         and widest(module) * x[:, 0].numel() * x.element_size() >= SMALLEST_BYTES
-        and x.dtype in (torch.float32, torch.float64)
-        and torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and all(trains_plainly(part) for part in module.modules())
     )
 
@@ -33,4 +31,4 @@ def trains_plainly(part: nn.Module) -> bool:
     if isinstance(part, _BatchNorm):
         plain = type(part) is nn.BatchNorm2d
         return plain and part.training and part.momentum is not None and part.track_running_stats
-    return not isinstance(part, nn.Conv2d) or type(part) is nn.Conv2d
+    return not isinstance(part, nn.Conv2d) or type(part) in (nn.Conv2d, DepthwiseConv2d)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
+
 if TYPE_CHECKING:
     from effnet_lit.model.efficientnet import MBConv
 
@@ -27,7 +29,7 @@ def covers(block: MBConv, x: Tensor) -> bool:
     return (
         plain_in_training(block.depthwise.norm)
         and (not isinstance(expansion, nn.Sequential) or plain_in_training(expansion.norm))
-        and type(convolution) is nn.Conv2d
+        and type(convolution) is DepthwiseConv2d
         and (x.shape[0] > 1 or max(x.shape[2:]) > convolution.stride[0])
     )
 

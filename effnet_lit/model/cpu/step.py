@@ -1,0 +1,17 @@
+"""What a training step on a CPU is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def in_step(x: Tensor) -> bool:
+    """Whether ``x`` takes part in a training step on a CPU in full precision, computed as Python says it."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
