@@ -40,10 +40,11 @@ def test_presets_are_the_cards(preset: str) -> None:
     assert five == PRESETS[preset]
 
 
-def test_few_images_without_weights_are_varied_less(class_folder: Path) -> None:
-    own = [f"data.dir={class_folder}", "limits=off", "preset=small"]
-    assert compose(*own).augmentation == "heavy"
-    assert compose(*own, "model.weights=none").augmentation == compose("preset=small").augmentation == "light"
+@pytest.mark.parametrize(("preset", "under_weights"), [("small", "heavy"), ("medium", "standard")])
+def test_without_weights_images_are_varied_less(preset: str, under_weights: str, class_folder: Path) -> None:
+    own = [f"data.dir={class_folder}", "limits=off", f"preset={preset}"]
+    assert compose(*own).augmentation == under_weights
+    assert compose(*own, "model.weights=none").augmentation == compose(f"preset={preset}").augmentation == "light"
     assert compose(*own, "model.weights=none", "augmentation=heavy").augmentation == "heavy"
 
 
