@@ -42,7 +42,7 @@ TRIES: dict[str, list[dict[str, Any]]] = {
     "ours": [
         {},
         {"learning_rate": 2e-3},
-        {"augmentation": "light"},
+        {"augmentation": "standard"},
         {"model.drop_path_rate": 0.0, "dropout_rate": 0.1},
     ],
     "timm": [
