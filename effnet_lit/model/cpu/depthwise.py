@@ -15,11 +15,12 @@ aten = torch.ops.aten
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise convolution of a square kernel, for layers that no other function here takes with it."""
+    """Depthwise convolution of a square kernel of 3 or 5, (N, C, H, W) -> (N, C, H', W'), in blocks that run as modules:
+    the kernel's gradient comes from ``depthwise_backward`` where PyTorch takes long for it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        slow = self.kernel_size[0] > 3 or input.shape[2] < 3  # the kernel's gradient as PyTorch takes it
-        if slow and in_step(input) and input.is_contiguous(memory_format=torch.channels_last):
+        takes_long = self.kernel_size[0] == 5 or input.shape[2] < 3
+        if takes_long and in_step(input) and input.is_contiguous(memory_format=torch.channels_last):
             return Depthwise.apply(input, self.weight, self)  # type: ignore[return-value]
         return super().forward(input)
 

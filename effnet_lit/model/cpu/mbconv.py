@@ -222,7 +222,7 @@ def gated_projection_backward(
     the gate's four parameters."""
     n, c, *size = gradient.shape
     pixels = math.prod(size)
-    if pixels < 2 * c:
+    if pixels < 2 * c:  # products of so few pixels are larger than what they spare
         opened = gate.gate[:, :, None, None]
         gated = y * opened
         by_gated, by_project = pointwise_backward(gradient, gated, w.project)

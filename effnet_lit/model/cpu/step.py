@@ -1,4 +1,4 @@
-"""What a training step on a CPU is."""
+"""When the functions of this folder may compute at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def in_step(x: Tensor) -> bool:
-    """Whether ``x`` takes part in a training step on a CPU in full precision, computed as Python says it."""
+    """Whether ``x`` takes part in a training step on a CPU in full precision that is not being compiled."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
