@@ -15,8 +15,8 @@ aten = torch.ops.aten
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise convolution of a square kernel of 3 or 5, (N, C, H, W) -> (N, C, H', W'), in blocks that run as modules:
-    the kernel's gradient comes from ``depthwise_backward`` where PyTorch takes long for it."""
+    """Depthwise convolution of a kernel of 3 x 3 or 5 x 5, (N, C, H, W) -> (N, C, H', W'), in blocks that run as
+    modules: the kernel's gradient comes from ``depthwise_backward`` where PyTorch takes long for it."""
 
     def forward(self, input: Tensor) -> Tensor:
         takes_long = self.kernel_size[0] == 5 or input.shape[2] < 3
