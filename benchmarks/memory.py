@@ -70,10 +70,10 @@ def measured_cell(device: str, batch: int, size: int, mode: str) -> dict[str, An
 
 def predict(device: str, batch: int, size: int, mode: str) -> int:
     """What a run would say."""
-    from effnet_lit.training.memory import step_bytes, with_overhead
+    from effnet_lit.training.memory import step_peak, with_overhead
 
     where, precision = ("cuda", "bf16-mixed") if device == "gpu" else ("cpu", "32-true")
-    return with_overhead(step_bytes(network(mode), batch, size, where, precision), where, mode)
+    return with_overhead(step_peak(network(mode), batch, size, where, precision), where, mode)
 
 
 def network(mode: str) -> Any:

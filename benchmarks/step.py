@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from benchmarks.contenders import Process
+from benchmarks.contenders import Process, why_not
 from benchmarks.step_table import ceiling, step_table
 from benchmarks.timing import interleave, machine, processor, spread
 
@@ -152,6 +152,12 @@ def build_all(
     """(what each needs, why others cannot be measured). Imports and compilers run side by side, the rest in turn."""
     from benchmarks.step_contenders import build, prepare
 
+    def imported(contender: Contender) -> str:
+        reason = chosen[contender].call(why_not, contender.package)  # before torch: ours tells its threads how to wait
+        if not reason:
+            chosen[contender].call(prepare, contender, device)
+        return reason
+
     def built(contender: Contender) -> Costs | str:
         try:
             return chosen[contender].call(build, contender, device, batch, size)
@@ -160,7 +166,7 @@ def build_all(
             return f"failed: {error}"
 
     with ThreadPoolExecutor(max(1, len(chosen))) as together:
-        reasons = dict(zip(chosen, together.map(lambda c: chosen[c].call(prepare, c, device), chosen), strict=True))
+        reasons = dict(zip(chosen, together.map(imported, chosen), strict=True))
         able = [contender for contender, reason in reasons.items() if not reason]
         compiled = [contender for contender in able if contender.compiled]
         answers = dict(zip(compiled, together.map(built, compiled), strict=True))

@@ -19,7 +19,6 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.contenders import why_not
 from benchmarks.many import anonymous_bytes, peak
 from benchmarks.timing import cores
 
@@ -179,19 +178,16 @@ class Costs(NamedTuple):
 _running: Step | None = None  # of this process
 
 
-def prepare(contender: Contender, device: str) -> str:
-    """Import everything but build nothing; an empty text, or why the contender cannot be measured."""
+def prepare(contender: Contender, device: str) -> None:
+    """Import everything but build nothing."""
     if contender.keeps_freed_memory:
         from effnet_lit.training.allocator import keep_freed_memory
 
         keep_freed_memory()
-    if reason := why_not(contender.package):
-        return reason
     homes = {"effnet_lit": "effnet_lit.model.efficientnet", "torchvision": "torchvision.models"}
     importlib.import_module(homes.get(contender.package, contender.package))
     if device == "gpu":
         torch.cuda.init()
-    return ""
 
 
 def build(contender: Contender, device: str, batch: int, size: int) -> Costs:

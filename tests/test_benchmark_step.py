@@ -222,7 +222,7 @@ def test_figures_hold_a_share_for_b0_only() -> None:
 def test_measuring_needs_neither_hydra_nor_lightning() -> None:
     code = (
         "import sys, benchmarks.step as s, benchmarks.step_contenders as c\n"
-        "assert not c.prepare(c.contenders('cpu')[0], 'cpu')\n"
+        "c.prepare(c.contenders('cpu')[0], 'cpu')\n"
         "c.build_network(c.contenders('gpu')[1], 32)\n"
         "print(*sorted({'hydra', 'omegaconf', 'lightning', 'wandb', 'torchmetrics'} & set(sys.modules)))"
     )

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from effnet_lit.config import Config, UserError
+from effnet_lit.model.cpu.threads import each, together
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.zoo import create_model
 from effnet_lit.training import step_plan
-from effnet_lit.training.memory import LiveBytes, free_ram, step_bytes
+from effnet_lit.training.memory import CPU_HEAPS, LiveBytes, free_ram, step_peak, with_overhead
 from effnet_lit.training.step_plan import MemoryPlan, Trial, candidates, plan_memory, verified
 
 
@@ -31,11 +32,30 @@ def test_the_most_alive_at_once() -> None:
         a.add_(b)  # no new storage
         view = b[:50]
         del b
-        assert counted.live == 800  # the view holds it
+        assert counted.live.total == 800  # the view holds it
         del view
         c = torch.zeros(50)
-    assert (counted.live, counted.peak) == (600, 800)
+    assert (counted.live.total, counted.peak.total) == (600, 800)
     assert len(c) == 50
+
+
+def test_heaps_are_counted_apart() -> None:
+    """Their peaks may come at different times, and add up all the same: neither gives its memory to the other."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with LiveBytes() as counted, together():
+                held = torch.zeros(100)
+                del held
+                pieces = each(torch.zeros, [50, 25])
+                held = torch.zeros(10)
+            found.append((counted.peak, counted.live))
+            assert len(pieces) == 2 and len(held) == 10
+    finally:
+        torch.set_num_threads(before)
+    assert found == [((400, 400, 0), (340, 340, 0)), ((400, 400, 300), (340, 40, 300))]
+    assert with_overhead(counted.peak, "cpu", "off") == round(CPU_HEAPS["off"][0] * 400 + CPU_HEAPS["off"][1] * 300)
 
 
 def test_a_network_counted_by_hand() -> None:
@@ -48,7 +68,7 @@ def test_a_network_counted_by_hand() -> None:
             return self.layer(x.flatten(1))
 
     weights = 4 * 3 * 8 * 8 * 1000
-    found = step_bytes(Tiny(), 2, 8, "cpu", "32-true")
+    found = step_peak(Tiny(), 2, 8, "cpu", "32-true").total
     assert weights * 5 < found < weights * 5.1  # itself, two states, the average, the gradient
 
 
@@ -59,23 +79,23 @@ def test_what_threads_take_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            found.append(step_bytes(network("blocks"), 16, 128, "cpu", "32-true"))
+            found.append(step_peak(network("blocks"), 16, 128, "cpu", "32-true").total)
     finally:
         torch.set_num_threads(before)
     assert found[0] < found[1] < found[2] < 1.5 * found[0]
 
 
 def test_more_images_and_fewer_kept() -> None:
-    small, large = (step_bytes(network(), count, 64, "cpu", "32-true") for count in (8, 32))
-    blocks = step_bytes(network("blocks"), 32, 64, "cpu", "32-true")
+    small, large = (step_peak(network(), count, 64, "cpu", "32-true").total for count in (8, 32))
+    blocks = step_peak(network("blocks"), 32, 64, "cpu", "32-true").total
     assert blocks < large and small < large
-    plain = [step_bytes(create_model("mobilenet_v3_small", 5), count, 64, "cpu", "32-true") for count in (8, 16, 24)]
+    plain = [step_peak(create_model("mobilenet_v3_small", 5), n, 64, "cpu", "32-true").total for n in (8, 16, 24)]
     assert plain[2] - plain[1] == pytest.approx(plain[1] - plain[0], rel=0.1)
 
 
 @pytest.mark.parametrize("mode", ["off", "blocks"])
 def test_a_real_steps_tensors_are_as_many(mode: str) -> None:
-    predicted = step_bytes(network(mode), 4, 96, "cpu", "32-true")
+    predicted = step_peak(network(mode), 4, 96, "cpu", "32-true").total
     model = network(mode).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with LiveBytes() as counted:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -83,13 +103,13 @@ def test_a_real_steps_tensors_are_as_many(mode: str) -> None:
         others = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
         images = [torch.zeros(4, 3, 96, 96) for _ in range(2)]
         model(images[0].contiguous(memory_format=torch.channels_last)).sum().backward()
-    assert others and predicted == pytest.approx(counted.peak, rel=0.02)
+    assert others and predicted == pytest.approx(counted.peak.total, rel=0.02)
 
 
 def test_nothing_of_the_network_is_touched() -> None:
     model = network().eval()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    step_bytes(model, 4, 64, "cpu", "32-true")
+    step_peak(model, 4, 64, "cpu", "32-true")
     Trial(model, 32, torch.device("cpu"), "32-true")(4)
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -111,7 +131,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> None:
     def bytes_of(model: EfficientNet, batch: int, size: int, device: str, precision: str) -> int:
         return 500_000_000 + batch * each[model.gradient_checkpointing]
 
-    monkeypatch.setattr(step_plan, "step_bytes", bytes_of)
+    monkeypatch.setattr(step_plan, "step_peak", bytes_of)
     monkeypatch.setattr(step_plan, "with_overhead", lambda tensors, device, mode: tensors)
 
 
@@ -188,4 +208,4 @@ def test_kept_bytes_are_those_of_autograd() -> None:
         loss = model(images).sum()
     total, weights = sum(kept.values()), 4 * sum(p.numel() for p in model.parameters())
     assert loss.requires_grad
-    assert total < step_bytes(model, 16, 96, "cpu", "32-true") < 2.5 * total + 6 * weights
+    assert total < step_peak(model, 16, 96, "cpu", "32-true").total < 2.5 * total + 6 * weights

@@ -6,7 +6,7 @@ import copy
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,30 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from effnet_lit.model.cpu.threads import together
+from effnet_lit.model.cpu.threads import standing_in, together
 
-# What no tensor shows, as a share of them and in bytes: the heap's gaps between tensors, and scratch memory of the
-# libraries. For CPUs fitted to ``python -m benchmarks.memory``, where tensors that come and go leave more gaps than
-# those that are kept; the GPU's are PyTorch's documented habits (blocks of 2 MB, cuDNN's workspaces), not measured.
+# What no tensor shows: scratch memory of the libraries, gaps between tensors. On a GPU a share and bytes: PyTorch's
+# documented habits (blocks of 2 MB, cuDNN's workspaces), not measured. On a CPU the heaps of the calling thread and of
+# the threads that take pieces grow by themselves, so each has a factor on the most it held, fitted to
+# ``python -m benchmarks.memory``: tensors that come and go leave more gaps than those that are kept.
 OVERHEAD = {"cuda": (0.1, 2**28), "mps": (0.1, 2**28)}
-CPU_OVERHEAD = {"off": (0.4, 20_000_000), "activations": (0.4, 85_000_000), "blocks": (0.9, 0)}
+CPU_HEAPS = {"off": (1.26, 1.36), "activations": (1.73, 1.51), "blocks": (1.24, 2.86)}
+
+
+class Bytes(NamedTuple):
+    """Of tensors: all, those that the calling thread made, those that threads with pieces made."""
+
+    total: int
+    by_caller: int
+    by_threads: int
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made under it while they live, each storage once; ``peak`` is the most so far."""
+    """Counts bytes of tensors made under it while they live, each storage once; ``peak`` is the most of each so far."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = Bytes(0, 0, 0)
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,17 +55,18 @@ class LiveBytes(TorchDispatchMode):
         if place in self.known:
             return
         self.known.add(place)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self.release, place, size).atexit = False
+        taken = Bytes(size, 0, size) if standing_in() else Bytes(size, size, 0)
+        self.live = Bytes(*(a + b for a, b in zip(self.live, taken, strict=True)))
+        self.peak = Bytes(*map(max, self.peak, self.live))
+        weakref.finalize(storage, self.release, place, taken).atexit = False
 
-    def release(self, place: int, size: int) -> None:
+    def release(self, place: int, taken: Bytes) -> None:
         """It is gone."""
         self.known.discard(place)
-        self.live -= size
+        self.live = Bytes(*(a - b for a, b in zip(self.live, taken, strict=True)))
 
 
-def step_bytes(network: nn.Module, batch_size: int, image_size: int, device: str, precision: str) -> int:
+def step_peak(network: nn.Module, batch_size: int, image_size: int, device: str, precision: str) -> Bytes:
     """Tensors alive at the peak of one training step: parameters, AdamW's two states, the weight average, gradients,
     images as they come and as they are varied, and what is kept for backward. ``network`` stays as it is.
 
@@ -88,10 +98,13 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, kinds[precision]) if precision in kinds else nullcontext()
 
 
-def with_overhead(tensors: int, device: str, gradient_checkpointing: str) -> int:
+def with_overhead(tensors: Bytes, device: str, gradient_checkpointing: str) -> int:
     """What the process or the GPU will need for them."""
-    share, fixed = CPU_OVERHEAD[gradient_checkpointing] if device == "cpu" else OVERHEAD[device]
-    return round(tensors * (1 + share)) + fixed
+    if device == "cpu":
+        caller, threads = CPU_HEAPS[gradient_checkpointing]
+        return round(caller * tensors.by_caller + threads * tensors.by_threads)
+    share, fixed = OVERHEAD[device]
+    return round(tensors.total * (1 + share)) + fixed
 
 
 def free_ram() -> int:

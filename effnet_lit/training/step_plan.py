@@ -18,7 +18,7 @@ from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.zoo import set_gradient_checkpointing
 from effnet_lit.training.compiling import Decision, decide
 from effnet_lit.training.hardware import Hardware
-from effnet_lit.training.memory import autocast, free_ram, step_bytes, with_overhead
+from effnet_lit.training.memory import autocast, free_ram, step_peak, with_overhead
 
 USABLE = 0.9  # of the free memory: the rest is for what other programs take meanwhile
 SMALLEST_MICRO_BATCH = 4  # BatchNorm's statistics of fewer images are noise
@@ -78,7 +78,7 @@ def plan_memory(config: Config, network: nn.Module, device: str, precision: str,
     assert isinstance(size, int)
     for micro_batch, times, mode in candidates(config, network):
         set_gradient_checkpointing(network, mode)
-        least = with_overhead(step_bytes(network, micro_batch, size, device, precision), device, mode)
+        least = with_overhead(step_peak(network, micro_batch, size, device, precision), device, mode)
         if not available or least <= USABLE * available:
             return MemoryPlan(micro_batch, times, mode, least, available)
     raise UserError(

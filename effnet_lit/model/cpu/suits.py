@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 from effnet_lit.model.cpu.step import in_step
 
-SMALLEST_BYTES = 4 * 2**20  # of a batch's activations at their widest; below, the calls cost more than the cache gives
+SMALLEST_BYTES = 8 * 2**20  # of a batch's activations at their widest; below, waiting costs more than the cache gives
 
 
 def suits(module: nn.Module, x: Tensor) -> bool:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-_together = False
+_together = _standing_in = False
 _undivided = local()
 
 
@@ -27,7 +27,12 @@ def each(function: Callable[..., T], *pieces: Iterable[object]) -> list[T]:
         futures = [pool(at_once()).submit(function, *piece) for piece in zip(*pieces, strict=True)]
         wait(futures)  # once; waking up at every piece's end takes a core from those that work
         return [future.result() for future in futures]
-    return list(map(function, *pieces))
+    global _standing_in
+    _standing_in = _together and threads() > 1
+    try:
+        return list(map(function, *pieces))
+    finally:
+        _standing_in = False
 
 
 def at_once() -> int:
@@ -72,6 +77,11 @@ def together() -> Iterator[None]:
         yield
     finally:
         _together = before
+
+
+def standing_in() -> bool:
+    """Whether the calling thread is doing what other threads would do, because of ``together``."""
+    return _standing_in
 
 
 @functools.cache
