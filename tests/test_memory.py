@@ -32,10 +32,10 @@ def test_the_most_alive_at_once() -> None:
         a.add_(b)  # no new storage
         view = b[:50]
         del b
-        assert counted.live.total == 800  # the view holds it
+        assert counted.live.by_caller == 800  # the view holds it
         del view
         c = torch.zeros(50)
-    assert (counted.live.total, counted.peak.total) == (600, 800)
+    assert (counted.live.by_caller, counted.peak.by_caller) == (600, 800)
     assert len(c) == 50
 
 
@@ -54,7 +54,7 @@ def test_heaps_are_counted_apart() -> None:
             assert len(pieces) == 2 and len(held) == 10
     finally:
         torch.set_num_threads(before)
-    assert found == [((400, 400, 0), (340, 340, 0)), ((400, 400, 300), (340, 40, 300))]
+    assert found == [((400, 0), (340, 0)), ((400, 300), (40, 300))]
     assert with_overhead(counted.peak, "cpu", "off") == round(CPU_HEAPS["off"][0] * 400 + CPU_HEAPS["off"][1] * 300)
 
 
@@ -68,7 +68,7 @@ def test_a_network_counted_by_hand() -> None:
             return self.layer(x.flatten(1))
 
     weights = 4 * 3 * 8 * 8 * 1000
-    found = step_peak(Tiny(), 2, 8, "cpu", "32-true").total
+    found = step_peak(Tiny(), 2, 8, "cpu", "32-true").by_caller
     assert weights * 5 < found < weights * 5.1  # itself, two states, the average, the gradient
 
 
@@ -79,23 +79,23 @@ def test_what_threads_take_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            found.append(step_peak(network("blocks"), 16, 128, "cpu", "32-true").total)
+            found.append(sum(step_peak(network("blocks"), 16, 128, "cpu", "32-true")))
     finally:
         torch.set_num_threads(before)
     assert found[0] < found[1] < found[2] < 1.5 * found[0]
 
 
 def test_more_images_and_fewer_kept() -> None:
-    small, large = (step_peak(network(), count, 64, "cpu", "32-true").total for count in (8, 32))
-    blocks = step_peak(network("blocks"), 32, 64, "cpu", "32-true").total
+    small, large = (sum(step_peak(network(), count, 64, "cpu", "32-true")) for count in (8, 32))
+    blocks = sum(step_peak(network("blocks"), 32, 64, "cpu", "32-true"))
     assert blocks < large and small < large
-    plain = [step_peak(create_model("mobilenet_v3_small", 5), n, 64, "cpu", "32-true").total for n in (8, 16, 24)]
+    plain = [step_peak(create_model("mobilenet_v3_small", 5), n, 64, "cpu", "32-true").by_caller for n in (8, 16, 24)]
     assert plain[2] - plain[1] == pytest.approx(plain[1] - plain[0], rel=0.1)
 
 
 @pytest.mark.parametrize("mode", ["off", "blocks"])
 def test_a_real_steps_tensors_are_as_many(mode: str) -> None:
-    predicted = step_peak(network(mode), 4, 96, "cpu", "32-true").total
+    predicted = step_peak(network(mode), 4, 96, "cpu", "32-true").by_caller
     model = network(mode).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with LiveBytes() as counted:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -103,7 +103,7 @@ def test_a_real_steps_tensors_are_as_many(mode: str) -> None:
         others = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
         images = [torch.zeros(4, 3, 96, 96) for _ in range(2)]
         model(images[0].contiguous(memory_format=torch.channels_last)).sum().backward()
-    assert others and predicted == pytest.approx(counted.peak.total, rel=0.02)
+    assert others and predicted == pytest.approx(counted.peak.by_caller, rel=0.02)
 
 
 def test_nothing_of_the_network_is_touched() -> None:
@@ -208,4 +208,4 @@ def test_kept_bytes_are_those_of_autograd() -> None:
         loss = model(images).sum()
     total, weights = sum(kept.values()), 4 * sum(p.numel() for p in model.parameters())
     assert loss.requires_grad
-    assert total < step_peak(model, 16, 96, "cpu", "32-true").total < 2.5 * total + 6 * weights
+    assert total < sum(step_peak(model, 16, 96, "cpu", "32-true")) < 2.5 * total + 6 * weights

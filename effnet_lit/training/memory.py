@@ -26,9 +26,8 @@ CPU_HEAPS = {"off": (1.27, 1.43), "activations": (1.84, 1.33), "blocks": (1.38, 
 
 
 class Bytes(NamedTuple):
-    """Of tensors: all, those that the calling thread made, those that threads with pieces made."""
+    """Of tensors that the calling thread made, and that threads with pieces made."""
 
-    total: int
     by_caller: int
     by_threads: int
 
@@ -38,7 +37,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = Bytes(0, 0, 0)
+        self.live = self.peak = Bytes(0, 0)
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
         if place in self.known:
             return
         self.known.add(place)
-        taken = Bytes(size, 0, size) if standing_in() else Bytes(size, size, 0)
+        taken = Bytes(0, size) if standing_in() else Bytes(size, 0)
         self.live = Bytes(*(a + b for a, b in zip(self.live, taken, strict=True)))
         self.peak = Bytes(*map(max, self.peak, self.live))
         weakref.finalize(storage, self.release, place, taken).atexit = False
@@ -68,7 +67,8 @@ class LiveBytes(TorchDispatchMode):
 
 def step_peak(network: nn.Module, batch_size: int, image_size: int, device: str, precision: str) -> Bytes:
     """Tensors alive at the peak of one training step: parameters, AdamW's two states, the weight average, gradients,
-    images as they come and as they are varied, and what is kept for backward. ``network`` stays as it is.
+    images as they come and as they are varied, and what is kept for backward; either kind of thread's at its own peak.
+    ``network`` stays as it is.
 
     Args:
         device: cpu, cuda or mps.
@@ -104,7 +104,7 @@ def with_overhead(tensors: Bytes, device: str, gradient_checkpointing: str) -> i
         caller, threads = CPU_HEAPS[gradient_checkpointing]
         return round(caller * tensors.by_caller + threads * tensors.by_threads)
     share, fixed = OVERHEAD[device]
-    return round(tensors.total * (1 + share)) + fixed
+    return round(tensors.by_caller * (1 + share)) + fixed  # pieces are a CPU's
 
 
 def free_ram() -> int:
