@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from effnet_lit.model import efficientnet
-from effnet_lit.model.efficientnet import MBConv, Stage
+from effnet_lit.model.efficientnet import EfficientNet, MBConv, Stage
 from effnet_lit.model.kernels import depthwise, pointwise
 from effnet_lit.model.kernels.depthwise import norm_silu_depthwise, norm_silu_depthwise_backward
 from effnet_lit.model.kernels.mbconv import mbconv_with_kernels
@@ -31,37 +31,46 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 def layer(
     kernel: int, channels: int, height: int, width: int, images: int = 2
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x [N, H, W, C], scale, shift, weight (C, 1, K, K) in float64; silu(shift) is far from 0."""
+    """x (N, C, H, W), scale, shift, weight (C, 1, K, K) in float64; silu(shift) is far from 0."""
     torch.manual_seed(0)
-    x = torch.randn(images, height, width, channels, dtype=torch.float64, device=DEVICE) + 1
+    x = torch.randn(images, channels, height, width, dtype=torch.float64, device=DEVICE) + 1
+    x = x.contiguous(memory_format=torch.channels_last)
     scale = torch.rand(channels).to(x) + 0.5
     shift = torch.randn(channels).to(x) + 3
     return x, scale, shift, torch.randn(channels, 1, kernel, kernel).to(x)
 
 
+def normed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The folded BatchNorm."""
+    return x * scale[:, None, None] + shift[:, None, None]
+
+
+def convolved(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Depthwise convolution."""
+    return functional.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=weight.shape[0])
+
+
 def plain(z: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Depthwise convolution of silu(z), [N, H, W, C]."""
-    padding, groups = weight.shape[-1] // 2, weight.shape[0]
-    activated = functional.silu(z).permute(0, 3, 1, 2)
-    return functional.conv2d(activated, weight, None, stride, padding, groups=groups).permute(0, 2, 3, 1)
+    """Depthwise convolution of silu(z)."""
+    return convolved(functional.silu(z), weight, stride)
 
 
 def check_depthwise(kernel: int, stride: int, channels: int, height: int, width: int, images: int = 2) -> None:
     """Values, moments and all gradients, in float64."""
     x, scale, shift, weight = layer(kernel, channels, height, width, images)
-    z, wanted_weight = (x * scale + shift).requires_grad_(), weight.clone().requires_grad_()
+    z, wanted_weight = normed(x, scale, shift).requires_grad_(), weight.clone().requires_grad_()
     wanted = plain(z, wanted_weight, stride)
     y, moments = norm_silu_depthwise(x, scale, shift, weight, stride)
     torch.testing.assert_close(y, wanted.detach(), **EXACT)
-    torch.testing.assert_close(moments.mean, wanted.detach().mean((0, 1, 2)), **EXACT)
-    torch.testing.assert_close(moments.variance, wanted.detach().var((0, 1, 2), correction=0), **EXACT)
-    dy, mean = torch.randn_like(y), x.mean((0, 1, 2))
+    torch.testing.assert_close(moments.mean, wanted.detach().mean((0, 2, 3)), **EXACT)
+    torch.testing.assert_close(moments.variance, wanted.detach().var((0, 2, 3), correction=0), **EXACT)
+    dy, mean = torch.randn_like(y), x.mean((0, 2, 3))
     dz, sums, dweight = norm_silu_depthwise_backward(x, dy, scale, shift, mean, weight, stride)
     wanted_dz, wanted_dweight = torch.autograd.grad(wanted, (z, wanted_weight), dy)
     torch.testing.assert_close(dz, wanted_dz, **EXACT)
     torch.testing.assert_close(dweight, wanted_dweight, **EXACT)
-    centred = (wanted_dz * (x - mean)).sum((0, 1, 2))
-    torch.testing.assert_close(sums, torch.stack((wanted_dz.sum((0, 1, 2)), centred)), **EXACT)
+    centred = (wanted_dz * (x - mean[:, None, None])).sum((0, 2, 3))
+    torch.testing.assert_close(sums, torch.stack((wanted_dz.sum((0, 2, 3)), centred)), **EXACT)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -76,24 +85,16 @@ def test_programs_that_take_several_turns(
     kernel: int, stride: int, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(depthwise, "PROGRAMS_WANTED", 1)
-    cut = depthwise.tiling(images, 5, -(-5 // stride), -(-9 // stride), kernel, stride)
-    assert cut.turns > 1
+    assert depthwise.tiling(images * -(-5 // stride) * -(-9 // stride), 5, kernel, stride).turns > 1
     check_depthwise(kernel, stride, 5, 5, 9, images)
-
-
-def test_strips_of_a_tall_image() -> None:
-    cut = depthwise.tiling(1, 5, 19, 3, 3, 1)
-    assert cut.strips > 1 and cut.strips * cut.rows > 19
-    check_depthwise(3, 1, 5, 19, 3, 1)
 
 
 def test_the_activation_is_padded_not_its_input() -> None:
     x, scale, shift, weight = layer(3, 5, 7, 7)
     y, _ = norm_silu_depthwise(x, scale, shift, weight, 1)
-    around = (0, 0, 1, 1, 1, 1)
-    wrong = plain(functional.pad(x, around) * scale + shift, weight, 1)[:, 1:-1, 1:-1]
+    wrong = plain(normed(functional.pad(x, (1, 1, 1, 1)), scale, shift), weight, 1)[..., 1:-1, 1:-1]
     assert (y - wrong).abs().max() > 1
-    torch.testing.assert_close(y[:, 1:-1, 1:-1], wrong[:, 1:-1, 1:-1], **EXACT)
+    torch.testing.assert_close(y[..., 1:-1, 1:-1], wrong[..., 1:-1, 1:-1], **EXACT)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU with 14 GB")
@@ -101,7 +102,8 @@ def test_more_elements_than_32_bits_count() -> None:
     if torch.cuda.mem_get_info()[0] < 14e9:
         pytest.skip("needs a GPU with 14 GB free")
     one, weight = torch.ones(96, device=DEVICE), torch.ones(96, 1, 3, 3, device=DEVICE)
-    x = torch.randn(1, 112, 112, 96, device=DEVICE, dtype=torch.bfloat16).expand(1800, -1, -1, -1).contiguous()
+    x = torch.randn(1, 96, 112, 112, device=DEVICE, dtype=torch.bfloat16).expand(1800, -1, -1, -1)
+    x = x.contiguous(memory_format=torch.channels_last)
     assert x.numel() > 2**31
     y, _ = norm_silu_depthwise(x, one, one, weight, 2)
     first, _ = norm_silu_depthwise(x[:1], one, one, weight, 2)
@@ -113,35 +115,38 @@ def test_more_elements_than_32_bits_count() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_low_precision_rounds_at_the_end_only(dtype: torch.dtype) -> None:
+def test_low_precision_rounds_what_is_stored_only(dtype: torch.dtype) -> None:
     x, scale, shift, weight = layer(3, 20, 7, 7)
     x, scale, shift, weight = x.to(dtype), scale.float(), shift.float(), weight.float()
-    z = (x.double() * scale.double() + shift.double()).requires_grad_()
-    wanted = plain(z, weight.double(), 1)
+    z = normed(x.double(), scale.double(), shift.double()).requires_grad_()
+    one_rounding = {"rtol": torch.finfo(dtype).eps, "atol": 1e-5}
+    activated = pointwise.norm_silu(x, scale, shift)
+    torch.testing.assert_close(activated.double(), functional.silu(z).detach(), **one_rounding)
     y, moments = norm_silu_depthwise(x, scale, shift, weight, 1)
     assert y.dtype == dtype and moments.mean.dtype == torch.float32
-    one_rounding = {"rtol": torch.finfo(dtype).eps, "atol": 1e-5}
-    torch.testing.assert_close(y.double(), wanted.detach(), **one_rounding)
-    stored = y.double().var((0, 1, 2), correction=0)
+    wanted = convolved(activated.double(), weight.to(dtype).double(), 1)
+    torch.testing.assert_close(y.double(), wanted, rtol=one_rounding["rtol"], atol=1e-3)
+    stored = y.double().var((0, 2, 3), correction=0)
     torch.testing.assert_close(moments.variance.double(), stored, rtol=1e-5, atol=1e-5)
     dy = torch.randn_like(y)
     dz, _, _ = norm_silu_depthwise_backward(x, dy, scale, shift, moments.mean, weight, 1)
-    torch.testing.assert_close(dz.double(), torch.autograd.grad(wanted, z, dy.double())[0], **one_rounding)
+    (wanted_dz,) = torch.autograd.grad(plain(z, weight.double(), 1), z, dy.double())
+    torch.testing.assert_close(dz.double(), wanted_dz, **one_rounding)
 
 
 def test_moments_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pointwise, "PROGRAMS_WANTED", 1)
     torch.manual_seed(0)
-    x = torch.randn(2, 9, 9, 20, device=DEVICE)
+    x = torch.randn(2, 20, 9, 9, device=DEVICE).contiguous(memory_format=torch.channels_last)
     one, middle = torch.ones(20, device=DEVICE), torch.zeros(20, 1, 3, 3, device=DEVICE)
     middle[:, 0, 1, 1] = 1  # silu(x + 1000) passes unchanged
     y, from_depthwise = norm_silu_depthwise(x, one, 1000 * one, middle, 1)
-    wanted = y.double().var((0, 1, 2), correction=0)
-    naive = y.square().mean((0, 1, 2)) - y.mean((0, 1, 2)).square()
+    wanted = y.double().var((0, 2, 3), correction=0)
+    naive = y.square().mean((0, 2, 3)) - y.mean((0, 2, 3)).square()
     assert (naive - wanted).abs().max() > 1e-2
     for moments in (from_depthwise, pointwise.channel_moments(y)):
         torch.testing.assert_close(moments.variance.double(), wanted, rtol=1e-4, atol=0)
-        torch.testing.assert_close(moments.mean.double(), y.double().mean((0, 1, 2)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(moments.mean.double(), y.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("channels", "side", "programs"), [(5, 7, 1024), (40, 13, 1024), (40, 13, 1)])
@@ -149,10 +154,10 @@ def test_pool_and_gate(channels: int, side: int, programs: int, monkeypatch: pyt
     monkeypatch.setattr(pointwise, "PROGRAMS_WANTED", programs)
     y, scale, shift, _ = layer(3, channels, side, side)
     gate = torch.rand(2, channels).to(y)
-    activated = functional.silu(y * scale + shift)
-    torch.testing.assert_close(pointwise.norm_silu_pool(y, scale, shift), activated.mean((1, 2)), **EXACT)
+    activated = functional.silu(normed(y, scale, shift))
+    torch.testing.assert_close(pointwise.norm_silu_pool(y, scale, shift), activated.mean((2, 3)), **EXACT)
     gated = pointwise.norm_silu_gate(y, scale, shift, gate)
-    torch.testing.assert_close(gated, activated * gate[:, None, None], **EXACT)
+    torch.testing.assert_close(gated, activated * gate[..., None, None], **EXACT)
 
 
 def mbconv(expand: int, kernel: int, stride: int, out_channels: int, **settings: str) -> MBConv:
@@ -209,7 +214,7 @@ def test_mbconv_under_autocast_is_as_exact_as_the_plain_one() -> None:
     assert found.median() < 0.01 and found.median() < 1.2 * plainly.median()
 
 
-def test_only_raw_outputs_are_kept() -> None:
+def test_little_is_kept() -> None:
     block, x = mbconv(6, 3, 1, 4), images()
 
     def hidden_kept(forward: object) -> int:
@@ -224,7 +229,7 @@ def test_only_raw_outputs_are_kept() -> None:
         del y
         return sum(size == 6 * x.numel() for size in sizes.values())
 
-    assert hidden_kept(mbconv_with_kernels) == 2  # of expand and of depthwise
+    assert hidden_kept(mbconv_with_kernels) == 3  # raw outputs of expand and depthwise, the projection's input
     assert hidden_kept(MBConv.forward) > 4
 
 
@@ -240,3 +245,47 @@ def test_what_the_kernels_do_not_cover_takes_the_plain_way(case: str) -> None:
     assert torch.equal(block(x), plain_block(x))
     for buffer, wanted in zip(block.buffers(), plain_block.buffers(), strict=True):
         assert torch.equal(buffer, wanted)
+
+
+def test_the_compiler_takes_them_whole() -> None:
+    block, x = mbconv(6, 5, 1, 4), images()
+    block.kernels = True
+    plainly = block(x)
+    wanted = torch.autograd.grad(plainly, (x, *block.parameters()), torch.ones_like(plainly))
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=False)(x)
+    torch.testing.assert_close(compiled, plainly, **EXACT)
+    found = torch.autograd.grad(compiled, (x, *block.parameters()), torch.ones_like(compiled))
+    torch.testing.assert_close(found, wanted, **EXACT)
+
+
+def test_the_stem_joins_the_first_block() -> None:
+    torch.manual_seed(0)
+    network = EfficientNet(num_classes=3, drop_path_rate=0.0, dropout_rate=0.0).double()
+    network.stages, network.head = network.stages[:1], type(network.head)(16, 1280, 1, network.architecture)
+    network = network.double().to(DEVICE, memory_format=torch.channels_last).train()
+    with_kernels = copy.deepcopy(network)
+    next(with_kernels.blocks()).kernels = True
+    x = torch.randn(2, 3, 10, 9, dtype=torch.float64, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    results = []
+    for each in (network, with_kernels):
+        y = each(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), list(each.parameters())), *each.buffers()))
+    assert "NormSiluGate" in graph_of(results[1][0]) and "NormSiluGate" not in graph_of(results[0][0])
+    assert "SiluBackward" not in graph_of(results[1][0], below="NormSiluGate")
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, **EXACT)
+
+
+def graph_of(y: Tensor, below: str = "") -> str:
+    """Names of what leads to y in autograd's graph, or to its first function of the name ``below``."""
+    waiting, names, started = [y.grad_fn], [], not below
+    while waiting:
+        function = waiting.pop(0)
+        if function is None:
+            continue
+        if not started and below in function.name():
+            started, waiting = True, []
+        if started:
+            names.append(function.name())
+        waiting += [parent for parent, _ in function.next_functions]
+    return " ".join(names)

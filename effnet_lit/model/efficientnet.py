@@ -17,7 +17,7 @@ from effnet_lit.model.cpu.conv_norm import fused_conv_norm
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 from effnet_lit.model.cpu.mbconv import fused_mbconv
 from effnet_lit.model.cpu.suits import suits
-from effnet_lit.model.kernels.mbconv import covers, mbconv_with_kernels
+from effnet_lit.model.kernels.mbconv import covers, covers_stem, mbconv_with_kernels
 from effnet_lit.model.scaling import SCALES, scale_channels, scale_repeats
 
 
@@ -245,7 +245,13 @@ class EfficientNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 1280, H/32, W/32) in B0."""
-        x = self.stages(conv_norm(self.stem, x, self.gradient_checkpointing))
+        first, *others = self.blocks()
+        if first.kernels and self.gradient_checkpointing == "off" and covers_stem(self.stem, first, x):
+            x = mbconv_with_kernels(first, x, self.stem)
+            for block in others:
+                x = block(x)
+        else:
+            x = self.stages(conv_norm(self.stem, x, self.gradient_checkpointing))
         return conv_norm(self.head, x, self.gradient_checkpointing)
 
     def forward(self, x: Tensor) -> Tensor:

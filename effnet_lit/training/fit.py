@@ -56,6 +56,7 @@ UNINTERESTING = (
     ".*dataloader is not resumable.*",
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",
+    ".*TensorFloat32 tensor cores.*",
 )
 
 

@@ -1,4 +1,8 @@
-"""Depthwise convolution of silu(x * scale + shift), x in [N, H, W, C], with the statistics of what comes out."""
+"""Depthwise convolution of silu(x * scale + shift), with the statistics of what comes out; all in channels_last.
+
+Forward is cuDNN's: nothing here was faster. Its gradients are slow there, and here one pass computes them together with
+those of the activation.
+"""
 
 from __future__ import annotations
 
@@ -7,91 +11,35 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.library import custom_op
+from torch.nn import functional
 
-from effnet_lit.model.kernels.depthwise_kernels import backward_kernel, forward_kernel
-from effnet_lit.model.kernels.moments import (
-    FUSED_MULTIPLY_ADD,
-    PROGRAMS_WANTED,
-    Moments,
-    arithmetic,
-    channel_block,
-    merge,
-    triton_arithmetic,
-)
+from effnet_lit.model.kernels.depthwise_kernels import backward_kernel
+from effnet_lit.model.kernels.moments import FUSED_MULTIPLY_ADD, Moments, arithmetic, channel_block, triton_arithmetic
+from effnet_lit.model.kernels.pointwise import channel_moments, channels_last, norm_silu
 
 WARPS = 4
-# (kernel, stride): (output columns, values of a [LANES, BLOCK_C] tensor), such that registers hold the window
-SHAPES = {(3, 1): (4, 256), (3, 2): (4, 256), (5, 1): (4, 128), (5, 2): (2, 128)}
-DEEPEST_STRIP, SHALLOWEST_STRIP = 16, 4  # rows
-MOST_TURNS = 8  # fewer partial sums of the weights' gradient to write
+# (kernel, stride): of a [BLOCK_P, BLOCK_C] tensor; each tap's sum takes as many registers. The fastest on an H200.
+VALUES = {(3, 1): 512, (3, 2): 1024, (5, 1): 256, (5, 2): 512}
+PROGRAMS_WANTED = 1024  # few sums to write and to add
 
 
 class Tiling(NamedTuple):
-    """How a layer is cut: a tile is ``rows`` x ``columns`` outputs of one image; a program has ``lanes`` tiles at once,
-    ``turns`` times."""
+    """How a layer is cut: a program takes ``turns`` blocks of ``pixels`` neighbours of the output."""
 
-    strips: int
-    across: int
-    rows: int
+    pixels: int
     turns: int
-    columns: int
-    lanes: int
-    block: int
-    tiles: int
-
-    @property
-    def programs(self) -> int:
-        """For each block of channels."""
-        return triton.cdiv(self.tiles, self.lanes * self.turns)
+    programs: int  # for each block of channels
+    channels: int
 
 
-def tiling(images: int, channels: int, height: int, width: int, kernel: int, stride: int) -> Tiling:
-    """For outputs of [images, height, width, channels]. Deep strips read less twice; short ones fill a large GPU."""
-    columns, values = SHAPES[kernel, stride]
-    across = triton.cdiv(width, columns)
+def tiling(pixels: int, channels: int, kernel: int, stride: int) -> Tiling:
+    """For so many ``pixels`` of the output in all images."""
     block = channel_block(channels)
-    lanes = values // block
-    strips = triton.cdiv(height, DEEPEST_STRIP)
-    blocks = triton.cdiv(channels, block)
-    while images * across * strips * blocks < lanes * PROGRAMS_WANTED and height > strips * SHALLOWEST_STRIP:
-        strips *= 2
-    rows = triton.cdiv(height, strips)
-    strips = triton.cdiv(height, rows)
-    tiles = images * strips * across
-    turns = min(MOST_TURNS, max(1, tiles * blocks // (lanes * PROGRAMS_WANTED)))
-    return Tiling(strips, across, rows, turns, columns, lanes, block, tiles)
-
-
-def output_size(size: int, stride: int) -> int:
-    """Of a convolution with padding kernel // 2, odd kernel."""
-    return (size - 1) // stride + 1
-
-
-def launch(kernel: Any, tensors: tuple[Tensor, ...], cut: Tiling, x: Tensor, weight: Tensor, stride: int) -> None:
-    """Either kernel on x [N, H, W, C]; they differ in their tensors only."""
-    _, height, width, channels = x.shape
-    kernel[(cut.programs * triton.cdiv(channels, cut.block),)](
-        *tensors,
-        cut.tiles,
-        cut.strips,
-        cut.across,
-        cut.rows,
-        cut.turns,
-        cut.programs,
-        height,
-        width,
-        output_size(height, stride),
-        output_size(width, stride),
-        channels,
-        KERNEL=weight.shape[-1],
-        STRIDE=stride,
-        COLUMNS=cut.columns,
-        LANES=cut.lanes,
-        BLOCK_C=cut.block,
-        ACC=triton_arithmetic(x.dtype),
-        num_warps=WARPS,
-        **FUSED_MULTIPLY_ADD,
-    )
+    tile = VALUES[kernel, stride] // block
+    tiles, blocks = triton.cdiv(pixels, tile), triton.cdiv(channels, block)
+    turns = max(1, tiles * blocks // PROGRAMS_WANTED)
+    return Tiling(tile, turns, triton.cdiv(tiles, turns), block)
 
 
 def taps_first(weight: Tensor) -> Tensor:
@@ -99,22 +47,85 @@ def taps_first(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().contiguous()
 
 
+def kernel_size(taps: Tensor) -> int:
+    """K of taps [K * K, C]."""
+    return {9: 3, 25: 5}[taps.shape[0]]
+
+
+@custom_op("effnet_lit::norm_silu_depthwise", mutates_args=())
+def convolve(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """x (N, C, H, W) -> (N, C, OUT_H, OUT_W); ``weight`` in x's type."""
+    activated, padding, groups = norm_silu(x, scale, shift), weight.shape[-1] // 2, weight.shape[0]
+    y = functional.conv2d(activated, weight, None, stride, padding, groups=groups)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+@convolve.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: int) -> Tensor:
+    images, channels, height, width = x.shape
+    shape = (images, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@custom_op("effnet_lit::norm_silu_depthwise_backward", mutates_args=())
+def backward_sums(
+    x: Tensor, dy: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, taps: Tensor, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dz (N, C, H, W), sums [2, programs, C], gradient of the taps [programs, K * K, C])."""
+    outputs = backward_sums_like(x, dy, scale, shift, mean, taps, stride)
+    assert channels_last(x, dy, outputs[0])
+    images, channels, out_height, out_width = dy.shape
+    pixels, kernel = images * out_height * out_width, kernel_size(taps)
+    cut = tiling(pixels, channels, kernel, stride)
+    device_code: Any = backward_kernel
+    device_code[(cut.programs * triton.cdiv(channels, cut.channels),)](
+        x,
+        dy,
+        scale,
+        shift,
+        mean,
+        taps,
+        *outputs,
+        pixels,
+        cut.turns,
+        cut.programs,
+        *x.shape[2:],
+        out_height,
+        out_width,
+        channels,
+        KERNEL=kernel,
+        STRIDE=stride,
+        BLOCK_P=cut.pixels,
+        BLOCK_C=cut.channels,
+        WHOLE=channels % cut.channels == 0,
+        ACC=triton_arithmetic(x.dtype),
+        num_warps=WARPS,
+        **FUSED_MULTIPLY_ADD,
+    )
+    return outputs
+
+
+@backward_sums.register_fake
+def backward_sums_like(
+    x: Tensor, dy: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, taps: Tensor, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Without contents."""
+    channels = dy.shape[1]
+    programs = tiling(dy.numel() // channels, channels, kernel_size(taps), stride).programs
+    sums = torch.empty(2, programs, channels, dtype=arithmetic(x.dtype), device=x.device)
+    return torch.empty_like(x), sums, sums.new_empty(programs, *taps.shape)
+
+
 def norm_silu_depthwise(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Moments]:
     """Depthwise convolution, padding K // 2, of silu(x * scale + shift), and the moments of its output.
 
     Args:
-        x: [N, H, W, C], contiguous.
+        x: (N, C, H, W).
         scale, shift: [C], the folded BatchNorm.
         weight: (C, 1, K, K), K of 3 or 5.
     """
-    images, height, width, channels = x.shape
-    assert x.is_contiguous() and weight.shape[-1] in (3, 5) and stride in (1, 2)
-    out_height, out_width = output_size(height, stride), output_size(width, stride)
-    cut = tiling(images, channels, out_height, out_width, weight.shape[-1], stride)
-    y = x.new_empty(images, out_height, out_width, channels)
-    partial = torch.empty(3, cut.programs, channels, dtype=arithmetic(x.dtype), device=x.device)
-    launch(forward_kernel, (x, scale, shift, taps_first(weight), y, partial), cut, x, weight, stride)
-    return y, merge(partial, images * out_height * out_width)
+    y = convolve(x, scale, shift, weight.to(x.dtype), stride)
+    return y, channel_moments(y)
 
 
 def norm_silu_depthwise_backward(
@@ -123,15 +134,9 @@ def norm_silu_depthwise_backward(
     """Gradients of ``norm_silu_depthwise``, with the sums that the BatchNorm's own gradient needs.
 
     Returns:
-        dz: [N, H, W, C], with regard to z = x * scale + shift.
+        dz: (N, C, H, W), with regard to z = x * scale + shift.
         sums: [2, C], of dz and of dz * (x - mean).
         dweight: (C, 1, K, K).
     """
-    images, out_height, out_width, channels = dy.shape
-    assert x.is_contiguous() and dy.is_contiguous()
-    cut = tiling(images, channels, out_height, out_width, weight.shape[-1], stride)
-    dz = torch.empty_like(x)
-    sums = torch.empty(2, cut.programs, channels, dtype=arithmetic(x.dtype), device=x.device)
-    dweight = sums.new_empty(cut.programs, weight[0].numel(), channels)
-    launch(backward_kernel, (x, dy, scale, shift, mean, taps_first(weight), dz, sums, dweight), cut, x, weight, stride)
-    return dz, sums.sum(1), dweight.sum(0).t().reshape(weight.shape).to(weight.dtype)
+    dz, sums, dtaps = backward_sums(x, dy, scale, shift, mean, taps_first(weight), stride)
+    return dz, sums.sum(1), dtaps.sum(0).t().reshape(weight.shape).to(weight.dtype)

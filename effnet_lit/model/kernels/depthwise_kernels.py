@@ -1,7 +1,7 @@
-"""Device code of the depthwise convolution, for ``depthwise``.
+"""Device code of the depthwise convolution's gradients, for ``depthwise``.
 
-A program walks down LANES strips, COLUMNS output columns wide, for BLOCK_C channels at once. The rows under the kernel
-stay in registers, so that each element is loaded and activated about once, not once a tap.
+A program walks through BLOCK_P neighbouring pixels at a time, for BLOCK_C channels. What a tap needs is read anew, from
+the cache after the first time: registers, which hold a sum for each tap, are scarcer.
 """
 # Kernels are Triton's language, which a type checker takes for Python
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false
@@ -11,7 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from effnet_lit.model.kernels.moments import sigmoid, silu_slope, store_moments
+from effnet_lit.model.kernels.moments import sigmoid
+
+LEAST_SPECIAL = ["pixels", "turns", "programs", "H", "W", "OUT_H", "OUT_W"]  # one compilation for all image sizes
+OUTSIDE = tl.constexpr(-(2**20))  # a row that no image has
 
 
 @triton.jit
@@ -22,178 +25,51 @@ def share(C, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def place(turn, tiles, strips, across, rows, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """(image, first row, first column, is a tile) of each lane's tile; turns count through all programs."""
-    tile = turn * LANES + tl.arange(0, LANES)
-    image = (tile // (strips * across)).to(tl.int64)
-    return image, tile // across % strips * rows, tile % across * COLUMNS, tile < tiles
+def place(turn, pixels, H, W, BLOCK_P: tl.constexpr):
+    """(image, row, column) [BLOCK_P] of the output's pixels, counted through the batch; after the last, OUTSIDE."""
+    pixel = turn * BLOCK_P + tl.arange(0, BLOCK_P)
+    line = (pixel.to(tl.uint32) // W.to(tl.uint32)).to(tl.int32)  # unsigned division is the cheaper one
+    image = (line.to(tl.uint32) // H.to(tl.uint32)).to(tl.int32)
+    return image, tl.where(pixel < pixels, line - image * H, OUTSIDE), pixel - line * W
 
 
 @triton.jit
-def pixel(image, row, column, real, channel, H, W, C):
-    """(offsets, mask) [LANES, BLOCK_C] of one pixel a lane; offsets are 64-bit, a batch may pass 2^31 elements."""
-    inside = real & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-    offset = ((image * H + row) * W + column) * C
-    return offset[:, None] + channel[None, :], inside[:, None] & (channel < C)[None, :]
+def address(tensor, image, row, column, channel, H, W, C):
+    """[BLOCK_P, BLOCK_C] in tensor [N, H, W, C]; offsets are 64-bit, a batch may pass 2^31 elements."""
+    pixel = (image * H + row) * W + column
+    return tensor + (pixel.to(tl.int64) * C)[:, None] + channel[None, :]
 
 
 @triton.jit
-def load_taps(weight, channel, C, TAPS: tl.constexpr, ACC: tl.constexpr):
-    """weight [TAPS, C] -> TAPS tensors [1, BLOCK_C]."""
-    taps = ()
-    for k in tl.static_range(TAPS):
-        taps += (tl.load(weight + k * C + channel, mask=channel < C, other=0.0).to(ACC)[None, :],)
-    return taps
+def within(row, column, channel, H, W, C, WHOLE: tl.constexpr):
+    """[BLOCK_P, 1] or [BLOCK_P, BLOCK_C]: pixels of the image, channels that exist; with WHOLE all do.
+
+    As unsigned numbers, those below 0 are large: one comparison for both ends.
+    """
+    inside = (row.to(tl.uint32) < H.to(tl.uint32)) & (column.to(tl.uint32) < W.to(tl.uint32))
+    return inside[:, None] if WHOLE else inside[:, None] & (channel < C)[None, :]
 
 
 @triton.jit
-def load_activated(x, image, row, left, real, channel, scale, shift, H, W, C, COUNT: tl.constexpr, ACC: tl.constexpr):
-    """silu(x * scale + shift) of COUNT pixels of a row; the zero padding is the activation's, not x's."""
-    values = ()
-    for j in tl.static_range(COUNT):
-        offset, inside = pixel(image, row, left + j, real, channel, H, W, C)
-        z = tl.load(x + offset, mask=inside, other=0.0).to(ACC) * scale + shift
-        values += (tl.where(inside, z * sigmoid(z), 0.0),)
-    return values
-
-
-@triton.jit
-def load_plain(x, image, row, left, real, channel, H, W, C, COUNT: tl.constexpr, ACC: tl.constexpr):
-    """COUNT pixels of a row, zero outside."""
-    values = ()
-    for j in tl.static_range(COUNT):
-        offset, inside = pixel(image, row, left + j, real, channel, H, W, C)
-        values += (tl.load(x + offset, mask=inside, other=0.0).to(ACC),)
-    return values
-
-
-@triton.jit
-def convolve(window, taps, q: tl.constexpr, WIDTH: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, like):
-    """Output column q from the rows under the kernel."""
-    value = tl.zeros_like(like)
-    for kh in tl.static_range(KERNEL):
-        for kw in tl.static_range(KERNEL):
-            value += window[kh * WIDTH + q * STRIDE + kw] * taps[kh * KERNEL + kw]
-    return value
-
-
-@triton.jit
-def forward_kernel(
-    x,
-    scale,
-    shift,
-    weight,
-    y,
-    moments,
-    tiles,
-    strips,
-    across,
-    rows,
-    turns,
-    programs,
-    H,
-    W,
-    OUT_H,
-    OUT_W,
-    C,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LANES: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    WIDTH: tl.constexpr = (COLUMNS - 1) * STRIDE + KERNEL  # input columns under the output ones
-    program, channel = share(C, BLOCK_C)
-    a = tl.load(scale + channel, mask=channel < C, other=0.0).to(ACC)[None, :]
-    b = tl.load(shift + channel, mask=channel < C, other=0.0).to(ACC)[None, :]
-    taps = load_taps(weight, channel, C, KERNEL * KERNEL, ACC)
-    count = tl.zeros((LANES, BLOCK_C), ACC)
-    pivot, total, square = count, count, count
-    for turn in range(turns):
-        image, top, left, real = place(program * turns + turn, tiles, strips, across, rows, LANES, COLUMNS)
-        row = top * STRIDE - KERNEL // 2
-        column = left * STRIDE - KERNEL // 2
-        window = ()
-        for i in tl.static_range(KERNEL - STRIDE):
-            window += load_activated(x, image, row + i, column, real, channel, a, b, H, W, C, WIDTH, ACC)
-        for t in range(rows):
-            below = row + t * STRIDE + KERNEL - STRIDE
-            for i in tl.static_range(STRIDE):
-                window += load_activated(x, image, below + i, column, real, channel, a, b, H, W, C, WIDTH, ACC)
-            for q in tl.static_range(COLUMNS):
-                offset, inside = pixel(image, top + t, left + q, real, channel, OUT_H, OUT_W, C)
-                stored = convolve(window, taps, q, WIDTH, KERNEL, STRIDE, count).to(y.dtype.element_ty)
-                tl.store(y + offset, stored, mask=inside)
-                value = stored.to(ACC)  # the statistics are those of what the next layer reads
-                if q == 0:
-                    pivot = tl.where(turn + t == 0, value, pivot)
-                value = tl.where(inside, value - pivot, 0.0)
-                count += tl.where(inside, 1.0, 0.0)
-                total += value
-                square += value * value
-            window = window[STRIDE * WIDTH :]
-    store_moments(moments, count, pivot, total, square, program, programs, channel, C)
+def of_channel(vector, channel, C, WHOLE: tl.constexpr, ACC: tl.constexpr):
+    """vector [C] -> [1, BLOCK_C]."""
+    values = tl.load(vector + channel) if WHOLE else tl.load(vector + channel, mask=channel < C, other=0.0)
+    return values.to(ACC)[None, :]
 
 
 @triton.constexpr_function
-def source(position: int, tap: int, kernel: int, stride: int) -> int:
-    """Row (or column) of the window of dy that row ``position`` of a step meets by ``tap``; -1 for none.
-
-    Pixel i of x meets pixel (i + pad - tap) / stride of dy, where that divides.
-    """
-    distance = position + kernel // 2 - tap
-    return distance // stride + kernel // 2 // stride if distance % stride == 0 else -1
+def meets(position: int, tap: int, kernel: int, stride: int) -> bool:
+    """Whether row (or column) ``position`` of the STRIDE that belong to an output meets any output by ``tap``."""
+    return (position + kernel // 2 - tap) % stride == 0
 
 
-@triton.jit
-def transposed(
-    window,
-    taps,
-    r: tl.constexpr,
-    u: tl.constexpr,
-    WIDTH: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    like,
-):
-    """Gradient of the activation at row r, column u of a step."""
-    grad = tl.zeros_like(like)
-    for kh in tl.static_range(KERNEL):
-        for kw in tl.static_range(KERNEL):
-            if source(r, kh, KERNEL, STRIDE) >= 0 and source(u, kw, KERNEL, STRIDE) >= 0:
-                grad += (
-                    window[source(r, kh, KERNEL, STRIDE) * WIDTH + source(u, kw, KERNEL, STRIDE)]
-                    * taps[kh * KERNEL + kw]
-                )
-    return grad
+@triton.constexpr_function
+def further(position: int, tap: int, kernel: int, stride: int) -> int:
+    """How many outputs further."""
+    return (position + kernel // 2 - tap) // stride
 
 
-@triton.jit
-def tap_gradient(
-    activated,
-    window,
-    kh: tl.constexpr,
-    kw: tl.constexpr,
-    SPAN: tl.constexpr,
-    WIDTH: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    like,
-):
-    """A step's products of activation and dy for one tap, paired as in ``transposed``."""
-    slope = tl.zeros_like(like)
-    for r in tl.static_range(STRIDE):
-        for u in tl.static_range(SPAN):
-            if source(r, kh, KERNEL, STRIDE) >= 0 and source(u, kw, KERNEL, STRIDE) >= 0:
-                slope += (
-                    activated[r * SPAN + u]
-                    * window[source(r, kh, KERNEL, STRIDE) * WIDTH + source(u, kw, KERNEL, STRIDE)]
-                )
-    return slope
-
-
-@triton.jit
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
 def backward_kernel(
     x,
     dy,
@@ -204,10 +80,7 @@ def backward_kernel(
     dz,
     sums,
     dweight,
-    tiles,
-    strips,
-    across,
-    rows,
+    pixels,
     turns,
     programs,
     H,
@@ -217,57 +90,50 @@ def backward_kernel(
     C,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LANES: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    WHOLE: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """A step reads one new row of dy, the last that STRIDE rows of x need, and finishes those."""
-    ABOVE: tl.constexpr = KERNEL // 2 // STRIDE  # rows of dy above the step's own that it needs
-    HEIGHT: tl.constexpr = ABOVE + (STRIDE - 1 + KERNEL // 2) // STRIDE + 1
-    WIDTH: tl.constexpr = COLUMNS + HEIGHT - 1
-    SPAN: tl.constexpr = COLUMNS * STRIDE  # columns of x
+    """Each pixel of the output stands for the STRIDE x STRIDE pixels of x that begin at it."""
     program, channel = share(C, BLOCK_C)
-    a = tl.load(scale + channel, mask=channel < C, other=0.0).to(ACC)[None, :]
-    b = tl.load(shift + channel, mask=channel < C, other=0.0).to(ACC)[None, :]
-    centre = tl.load(mean + channel, mask=channel < C, other=0.0).to(ACC)[None, :]
-    taps = load_taps(weight, channel, C, KERNEL * KERNEL, ACC)
-    total = tl.zeros((LANES, BLOCK_C), ACC)
+    a, b = of_channel(scale, channel, C, WHOLE, ACC), of_channel(shift, channel, C, WHOLE, ACC)
+    centre = of_channel(mean, channel, C, WHOLE, ACC)
+    total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     product = total
     slopes = ()
     for _ in tl.static_range(KERNEL * KERNEL):
         slopes += (total,)
     for turn in range(turns):
-        image, top, left, real = place(program * turns + turn, tiles, strips, across, rows, LANES, COLUMNS)
-        column = left - ABOVE
-        window = ()
-        for i in tl.static_range(HEIGHT - 1):
-            window += load_plain(dy, image, top - ABOVE + i, column, real, channel, OUT_H, OUT_W, C, WIDTH, ACC)
-        for t in range(rows):
-            below = top + t - ABOVE + HEIGHT - 1
-            window += load_plain(dy, image, below, column, real, channel, OUT_H, OUT_W, C, WIDTH, ACC)
-            activated = ()
-            for i in tl.static_range(STRIDE * SPAN):
-                down = (top + t) * STRIDE + i // SPAN
-                offset, inside = pixel(image, down, left * STRIDE + i % SPAN, real, channel, H, W, C)
-                value = tl.load(x + offset, mask=inside, other=0.0).to(ACC)
+        image, row, column = place(program * turns + turn, pixels, OUT_H, OUT_W, BLOCK_P)
+        output = address(dy, image, row, column, channel, OUT_H, OUT_W, C)
+        for r in tl.static_range(STRIDE):
+            for u in tl.static_range(STRIDE):
+                down, right = row * STRIDE + r, column * STRIDE + u
+                inside = within(down, right, channel, H, W, C, WHOLE)
+                value = tl.load(address(x, image, down, right, channel, H, W, C), mask=inside, other=0.0).to(ACC)
                 z = value * a + b
-                activated += (tl.where(inside, z * sigmoid(z), 0.0),)
-                grad = transposed(window, taps, i // SPAN, i % SPAN, WIDTH, KERNEL, STRIDE, total)
-                grad = tl.where(inside, grad * silu_slope(z), 0.0)
-                tl.store(dz + offset, grad.to(dz.dtype.element_ty), mask=inside)
+                s = sigmoid(z)
+                activated = tl.where(inside, z * s, 0.0)
+                grad = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+                updated = ()
+                for k in tl.static_range(KERNEL * KERNEL):
+                    if meets(r, k // KERNEL, KERNEL, STRIDE) and meets(u, k % KERNEL, KERNEL, STRIDE):
+                        i, j = further(r, k // KERNEL, KERNEL, STRIDE), further(u, k % KERNEL, KERNEL, STRIDE)
+                        there = within(row + i, column + j, channel, OUT_H, OUT_W, C, WHOLE)
+                        upstream = tl.load(output + (i * OUT_W + j) * C, mask=there, other=0.0).to(ACC)
+                        grad += upstream * of_channel(weight + k * C, channel, C, WHOLE, ACC)
+                        updated += (slopes[k] + upstream * activated,)
+                    else:
+                        updated += (slopes[k],)
+                slopes = updated
+                grad = tl.where(inside, grad * s * (1.0 + z * (1.0 - s)), 0.0)
+                tl.store(address(dz, image, down, right, channel, H, W, C), grad.to(dz.dtype.element_ty), mask=inside)
                 total += grad
                 product += grad * (value - centre)
-            updated = ()
-            for k in tl.static_range(KERNEL * KERNEL):
-                step = tap_gradient(activated, window, k // KERNEL, k % KERNEL, SPAN, WIDTH, KERNEL, STRIDE, total)
-                updated += (slopes[k] + step,)
-            slopes = updated
-            window = window[WIDTH:]
-    within = channel < C
     start = tl.cast(program, tl.int64) * C + channel
-    tl.store(sums + start, tl.sum(total, 0), mask=within)
-    tl.store(sums + tl.cast(programs, tl.int64) * C + start, tl.sum(product, 0), mask=within)
+    tl.store(sums + start, tl.sum(total, 0), mask=channel < C)
+    tl.store(sums + tl.cast(programs, tl.int64) * C + start, tl.sum(product, 0), mask=channel < C)
     start = tl.cast(program, tl.int64) * (KERNEL * KERNEL * C) + channel
     for k in tl.static_range(KERNEL * KERNEL):
-        tl.store(dweight + start + k * C, tl.sum(slopes[k], 0), mask=within)
+        tl.store(dweight + start + k * C, tl.sum(slopes[k], 0), mask=channel < C)

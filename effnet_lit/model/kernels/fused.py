@@ -1,7 +1,7 @@
-"""BatchNorm, SiLU and their neighbours in MBConv as two autograd functions that keep raw convolution outputs only.
+"""BatchNorm, SiLU and their neighbours in MBConv as two autograd functions that keep raw outputs of convolutions only.
 
-What lies between two raw outputs is computed on the way into the next kernel, and again in backward. Tensors are
-[N, H, W, C] and contiguous.
+What lies between two of them is computed on the way into the next kernel, and again in backward. Tensors are
+(N, C, H, W) in channels_last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from effnet_lit.model.kernels.moments import Moments
 from effnet_lit.model.kernels.pointwise import (
     gate_gradient,
     gate_sums,
-    norm_gradient_,
+    norm_gradient,
     norm_silu_gate,
     norm_silu_pool,
 )
@@ -67,62 +67,70 @@ class NormSiluDepthwise(torch.autograd.Function):
         x, kernel, *parts = ctx.saved_tensors
         norm = Norm(*parts)
         dz, (total, centred), dkernel = norm_silu_depthwise_backward(
-            x, grads[0].contiguous(), norm.scale, norm.shift, norm.mean, kernel, ctx.stride
+            x,
+            grads[0].contiguous(memory_format=torch.channels_last),
+            norm.scale,
+            norm.shift,
+            norm.mean,
+            kernel,
+            ctx.stride,
         )
-        dweight, dbias, correction = norm_backward(norm, total, centred, x.numel() // x.shape[-1])
-        dx = norm_gradient_(dz, x, norm.scale, norm.mean, correction)
+        dweight, dbias, correction = norm_backward(norm, total, centred, x.numel() // x.shape[1])
+        dx = norm_gradient(dz, x, norm.scale, norm.mean, correction)
         return dx, dweight.to(ctx.dtype), dbias.to(ctx.dtype), None, None, dkernel, None
 
 
-def squeeze_gate(pooled: Tensor, reduce: Tensor, reduce_bias: Tensor, expand: Tensor, expand_bias: Tensor) -> Tensor:
-    """[N, C] -> [N, C]; the 1x1 convolutions' weights are (out, in, 1, 1)."""
+def squeeze_gate(
+    pooled: Tensor, reduce: Tensor, reduce_bias: Tensor, expand: Tensor, expand_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """pooled [N, C] -> (squeezed [N, S] before SiLU, gate [N, C]); 1x1 convolutions' weights are (out, in, 1, 1)."""
     parts = (reduce.flatten(1), reduce_bias, expand.flatten(1), expand_bias)
     first, first_bias, second, second_bias = (part.to(pooled.dtype) for part in parts)
     with torch.autocast(pooled.device.type, enabled=False):  # few values: in full precision
-        hidden = functional.silu(functional.linear(pooled, first, first_bias))
-        return torch.sigmoid(functional.linear(hidden, second, second_bias))
+        squeezed = functional.linear(pooled, first, first_bias)
+        return squeezed, torch.sigmoid(functional.linear(functional.silu(squeezed), second, second_bias))
 
 
-class NormSiluGateProject(torch.autograd.Function):
-    """Raw y -> raw 1x1 projection of silu(norm(y)) * gate, the gate from squeeze-and-excitation."""
+def squeeze_gate_backward(
+    dgate: Tensor, pooled: Tensor, squeezed: Tensor, gate: Tensor, reduce: Tensor, expand: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(dpooled, gradients of the four parameters)."""
+    sigmoid = torch.sigmoid(squeezed)
+    slope = sigmoid * (1 + squeezed * (1 - sigmoid))  # of SiLU
+    with torch.autocast(pooled.device.type, enabled=False):
+        dexpanded = dgate * gate * (1 - gate)
+        dsqueezed = (dexpanded @ expand.flatten(1).to(gate.dtype)) * slope
+        dexpand = dexpanded.t() @ (squeezed * sigmoid)
+        dreduce = dsqueezed.t() @ pooled
+        dpooled = dsqueezed @ reduce.flatten(1).to(gate.dtype)
+    grads = (dreduce.view_as(reduce), dsqueezed.sum(0), dexpand.view_as(expand), dexpanded.sum(0))
+    return dpooled, grads
+
+
+class NormSiluGate(torch.autograd.Function):
+    """Raw y -> silu(norm(y)) * gate, the gate from squeeze-and-excitation: what the projection reads."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        y: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        moments: Moments,
-        eps: float,
-        projection: Tensor,
-        *squeeze: Tensor,
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, moments: Moments, eps: float, *squeeze: Tensor
     ) -> Tensor:
         norm = fold(weight, bias, moments.mean, moments.variance, eps)
         pooled = norm_silu_pool(y, norm.scale, norm.shift)
-        gate = squeeze_gate(pooled, *squeeze)
-        e = norm_silu_gate(y, norm.scale, norm.shift, gate)
-        result = functional.linear(e, projection.flatten(1).to(e.dtype))
-        ctx.save_for_backward(y, projection, pooled, gate, *norm, *squeeze)
+        squeezed, gate = squeeze_gate(pooled, *squeeze)
+        ctx.save_for_backward(y, pooled, squeezed, gate, *norm, squeeze[0], squeeze[2])
         ctx.dtype = weight.dtype
-        return result
+        return norm_silu_gate(y, norm.scale, norm.shift, gate)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        y, projection, pooled, gate, scale, shift, mean, inverse, *squeeze = ctx.saved_tensors
-        norm = Norm(scale, shift, mean, inverse)
-        upstream = grads[0].flatten(0, 2)  # (N H W, out)
-        e = norm_silu_gate(y, scale, shift, gate)
-        dprojection = upstream.t() @ e.flatten(0, 2)
-        del e
-        de = (upstream @ projection.flatten(1).to(y.dtype)).view_as(y)
+        y, pooled, squeezed, gate, scale, shift, mean, inverse, reduce, expand = ctx.saved_tensors
+        norm, de = Norm(scale, shift, mean, inverse), grads[0].contiguous(memory_format=torch.channels_last)
         sums = gate_sums(y, de, scale, shift, mean)
-        with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in (pooled, *squeeze)]
-            dpooled, *dsqueeze = torch.autograd.grad(squeeze_gate(*leaves), leaves, sums.gate)
-        dpooled = dpooled / (y.shape[1] * y.shape[2])
+        dpooled, dsqueeze = squeeze_gate_backward(sums.gate, pooled, squeezed, gate, reduce, expand)
+        dpooled = dpooled / (y.shape[2] * y.shape[3])
         total = (gate * sums.outer + dpooled * sums.inner).sum(0)
         centred = (gate * sums.outer_centred + dpooled * sums.inner_centred).sum(0)
-        dweight, dbias, correction = norm_backward(norm, total, centred, y.numel() // y.shape[-1])
+        dweight, dbias, correction = norm_backward(norm, total, centred, y.numel() // y.shape[1])
         dy = gate_gradient(y, de, scale, shift, mean, gate, dpooled, correction)
-        dprojection = dprojection.view_as(projection).to(projection.dtype)
-        return dy, dweight.to(ctx.dtype), dbias.to(ctx.dtype), None, None, dprojection, *dsqueeze
+        dsqueeze = (grad.to(ctx.dtype) for grad in dsqueeze)
+        return dy, dweight.to(ctx.dtype), dbias.to(ctx.dtype), None, None, *dsqueeze

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 
 if TYPE_CHECKING:
-    from effnet_lit.model.efficientnet import MBConv
+    from effnet_lit.model.efficientnet import ConvNorm, MBConv
 
 
 def available() -> bool:
@@ -34,46 +34,55 @@ def covers(block: MBConv, x: Tensor) -> bool:
     )
 
 
+def covers_stem(stem: ConvNorm, first: MBConv, images: Tensor) -> bool:
+    """Whether the kernels compute the stem's BatchNorm and SiLU on the way into the first block's convolution."""
+    return (
+        type(stem.conv) is nn.Conv2d
+        and plain_in_training(stem.norm)
+        and isinstance(first.expand, nn.Identity)
+        and len(images) > 1
+        and covers(first, images)
+    )
+
+
 def plain_in_training(norm: Any) -> bool:
     """Neither frozen nor synchronised between processes."""
     return type(norm) is nn.BatchNorm2d and norm.training and norm.track_running_stats and norm.momentum is not None
 
 
-def mbconv_with_kernels(block: MBConv, x: Tensor) -> Tensor:
-    """``block(x)``, (N, C, H, W) in channels_last, of a block that the kernels cover.
+def mbconv_with_kernels(block: MBConv, x: Tensor, stem: ConvNorm | None = None) -> Tensor:
+    """``block(x)``, (N, C, H, W) in channels_last, of a block that the kernels cover; or ``block(stem(x))``.
 
-    Backward keeps the block's input and the raw outputs of its convolutions, and recomputes the rest. Running
-    statistics are updated as by ``nn.BatchNorm2d``.
+    Backward keeps the block's input, the raw outputs of its convolutions and the projection's input, and recomputes the
+    rest. Running statistics are updated as by ``nn.BatchNorm2d``.
     """
     assert covers(block, x)
-    from effnet_lit.model.kernels.fused import NormSiluDepthwise, NormSiluGateProject
+    from effnet_lit.model.kernels.fused import NormSiluDepthwise, NormSiluGate
     from effnet_lit.model.kernels.moments import Moments
     from effnet_lit.model.kernels.pointwise import channel_moments
 
     norm, convolution = block.depthwise.norm, block.depthwise.conv
-    if isinstance(block.expand, nn.Sequential):
-        expansion: Any = block.expand
-        raw, first = pixels_first(expansion.conv(x)), expansion.norm
+    before: Any = block.expand if isinstance(block.expand, nn.Sequential) else stem
+    if before is not None:
+        raw, first = channels_last(before.conv(x)), before.norm
         moments = channel_moments(raw.detach())
         update_running(first, *moments)
         arguments = (first.weight, first.bias, moments, first.eps, convolution.weight, convolution.stride[0])
         y, mean, variance = NormSiluDepthwise.apply(raw, *arguments)
-        moments = Moments(mean, variance, y.numel() // y.shape[-1])
+        moments = Moments(mean, variance, y.numel() // y.shape[1])
     else:
-        y = pixels_first(convolution(x))
+        y = channels_last(convolution(x))
         moments = channel_moments(y.detach())
     update_running(norm, *moments)
     reduce, expand = block.squeeze_excite.reduce, block.squeeze_excite.expand
     squeeze = (reduce.weight, reduce.bias, expand.weight, expand.bias)
-    projection = block.project.conv.weight
-    y = NormSiluGateProject.apply(y, norm.weight, norm.bias, moments, norm.eps, projection, *squeeze)
-    y = block.project.norm(y.permute(0, 3, 1, 2))
+    y = block.project(NormSiluGate.apply(y, norm.weight, norm.bias, moments, norm.eps, *squeeze))
     return x + block.drop_path(y) if block.has_skip else y
 
 
-def pixels_first(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> [N, H, W, C]; copies only what was not channels_last."""
-    return x.permute(0, 2, 3, 1).contiguous()
+def channels_last(x: Tensor) -> Tensor:
+    """Copies only what was not."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

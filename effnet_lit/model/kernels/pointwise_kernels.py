@@ -10,7 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from effnet_lit.model.kernels.moments import sigmoid, silu_slope, store_moments
+from effnet_lit.model.kernels.moments import lane_counts, sigmoid, silu_slope, store_moments
+
+LEAST_SPECIAL = ["pixels", "runs", "steps", "programs"]  # one compilation for all image sizes
 
 
 @triton.jit
@@ -42,7 +44,7 @@ def store_sum(out, value, program, channel, C):
     tl.store(out + tl.cast(program, tl.int64) * C + channel, tl.sum(value, 0), mask=channel < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
 def moments_kernel(
     x,
     moments,
@@ -56,20 +58,20 @@ def moments_kernel(
     ACC: tl.constexpr,
 ):
     program, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
-    count = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    pivot, total, square = count, count, count
+    pivot = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    total, square = pivot, pivot
     for t in range(steps):
         offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
         value = tl.load(x + offset, mask=inside, other=0.0).to(ACC)
         pivot = tl.where(t == 0, value, pivot)
         value = tl.where(inside, value - pivot, 0.0)
-        count += tl.where(inside, 1.0, 0.0)
         total += value
         square += value * value
+    count = lane_counts(first, pixels, steps, BLOCK_P, BLOCK_C, ACC)
     store_moments(moments, count, pivot, total, square, program, programs, channel, C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
 def pool_kernel(
     y,
     scale,
@@ -93,7 +95,29 @@ def pool_kernel(
     store_sum(sums, total, program, channel, C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
+def activate_kernel(
+    x,
+    scale,
+    shift,
+    activated,
+    pixels,
+    runs,
+    steps,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        z = tl.load(x + offset, mask=inside, other=0.0).to(ACC) * a + b
+        tl.store(activated + offset, (z * sigmoid(z)).to(activated.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
 def gate_kernel(
     y,
     scale,
@@ -117,7 +141,7 @@ def gate_kernel(
         tl.store(e + offset, (z * sigmoid(z) * g).to(e.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
 def gate_sums_kernel(
     y,
     de,
@@ -159,7 +183,7 @@ def gate_sums_kernel(
     store_sum(sums + 4 * step, inner_centred, program, channel, C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
 def gate_gradient_kernel(
     y,
     de,
@@ -193,13 +217,14 @@ def gate_gradient_kernel(
         tl.store(dy + offset, result.to(dy.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
 def norm_gradient_kernel(
     x,
     dz,
     scale,
     mean,
     correction,
+    dx,
     pixels,
     runs,
     steps,
@@ -208,7 +233,6 @@ def norm_gradient_kernel(
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """In place on dz."""
     _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
     a, centre = of_channel(scale, channel, C, ACC), of_channel(mean, channel, C, ACC)
     constant, slope = of_channel(correction, channel, C, ACC), of_channel(correction + C, channel, C, ACC)
@@ -217,4 +241,4 @@ def norm_gradient_kernel(
         value = tl.load(x + offset, mask=inside, other=0.0).to(ACC)
         grad = tl.load(dz + offset, mask=inside, other=0.0).to(ACC)
         result = a * grad - constant - slope * (value - centre)
-        tl.store(dz + offset, result.to(dz.dtype.element_ty), mask=inside)
+        tl.store(dx + offset, result.to(dx.dtype.element_ty), mask=inside)
