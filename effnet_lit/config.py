@@ -140,7 +140,7 @@ class ModelConfig:
         choices=("auto", "off", "activations", "blocks"),
     )
     kernels: str = knob(
-        "off", "on = the blocks' own Triton kernels on a CUDA GPU; speed not measured yet", choices=("off", "on")
+        "off", "on = the blocks' own Triton kernels on a CUDA GPU; not known to be faster yet", choices=("off", "on")
     )
 
 
