@@ -28,7 +28,6 @@ DROP_PATH = 0.2
 WARM_UP = 5  # steps before anything is read
 AGAIN = {"cpu": 4, "cuda": 1}  # untimed steps of each turn: memory given back comes anew, page by page
 READ = 3  # steps that memory is read over
-COMPILERS = 4  # contenders that are compiled
 TUNE = 2  # steps that a number of threads is judged by
 COPY_BYTES = {"cpu": 2**28, "gpu": 2**31}  # far beyond any cache
 COPIES = 7
@@ -195,8 +194,9 @@ def prepare(contender: Contender, device: str) -> None:
         from effnet_lit.training.allocator import keep_freed_memory
 
         keep_freed_memory()
-    if contender.compiled:  # before the compiler is imported: several run side by side
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // COMPILERS)))
+    if contender.compiled:  # before the compiler is imported: all run side by side
+        compilers = sum(each.compiled for each in contenders(device))
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // compilers)))
     homes = {"effnet_lit": "effnet_lit.model.efficientnet", "torchvision": "torchvision.models"}
     importlib.import_module(homes.get(contender.package, contender.package))
     if device == "gpu":

@@ -260,7 +260,7 @@ def test_the_compiler_takes_them_whole() -> None:
 
 def test_the_stem_joins_the_first_block() -> None:
     torch.manual_seed(0)
-    network = EfficientNet(num_classes=3, drop_path_rate=0.0, dropout_rate=0.0).double()
+    network = EfficientNet(num_classes=3, drop_path_rate=0.0, dropout_rate=0.0)
     network.stages, network.head = network.stages[:1], type(network.head)(16, 1280, 1, network.architecture)
     network = network.double().to(DEVICE, memory_format=torch.channels_last).train()
     with_kernels = copy.deepcopy(network)

@@ -39,6 +39,13 @@ def of_channel(vector, channel, C, ACC: tl.constexpr):
 
 
 @triton.jit
+def load_activated(x, offset, inside, a, b, ACC: tl.constexpr):
+    """silu(x * a + b), [BLOCK_P, BLOCK_C]."""
+    z = tl.load(x + offset, mask=inside, other=0.0).to(ACC) * a + b
+    return z * sigmoid(z)
+
+
+@triton.jit
 def store_sum(out, value, program, channel, C):
     """Into out [programs, C]."""
     tl.store(out + tl.cast(program, tl.int64) * C + channel, tl.sum(value, 0), mask=channel < C)
@@ -90,8 +97,7 @@ def pool_kernel(
     total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for t in range(steps):
         offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
-        z = tl.load(y + offset, mask=inside, other=0.0).to(ACC) * a + b
-        total += tl.where(inside, z * sigmoid(z), 0.0)
+        total += tl.where(inside, load_activated(y, offset, inside, a, b, ACC), 0.0)
     store_sum(sums, total, program, channel, C)
 
 
@@ -113,8 +119,8 @@ def activate_kernel(
     a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
     for t in range(steps):
         offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
-        z = tl.load(x + offset, mask=inside, other=0.0).to(ACC) * a + b
-        tl.store(activated + offset, (z * sigmoid(z)).to(activated.dtype.element_ty), mask=inside)
+        value = load_activated(x, offset, inside, a, b, ACC)
+        tl.store(activated + offset, value.to(activated.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
@@ -137,8 +143,8 @@ def gate_kernel(
     g = of_channel(gate + image * C, channel, C, ACC)
     for t in range(steps):
         offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
-        z = tl.load(y + offset, mask=inside, other=0.0).to(ACC) * a + b
-        tl.store(e + offset, (z * sigmoid(z) * g).to(e.dtype.element_ty), mask=inside)
+        value = load_activated(y, offset, inside, a, b, ACC) * g
+        tl.store(e + offset, value.to(e.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
