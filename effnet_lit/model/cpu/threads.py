@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import Barrier, local
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,9 +24,19 @@ _undivided = local()
 def each(function: Callable[..., T], *pieces: Iterable[object]) -> list[T]:
     """``map(function, *pieces)`` without autograd, each call by one thread alone; results in the order of pieces."""
     if at_once() > 1:
-        futures = [pool(at_once()).submit(function, *piece) for piece in zip(*pieces, strict=True)]
-        wait(futures)  # once; waking up at every piece's end takes a core from those that work
-        return [future.result() for future in futures]
+        calls = list(zip(*pieces, strict=True))
+        results: list[Any] = [None] * len(calls)
+        turns = iter(range(len(calls)))  # gives each number to one thread
+
+        def work() -> None:
+            for turn in turns:
+                results[turn] = function(*calls[turn])
+
+        threads_at_work = [pool(at_once()).submit(work) for _ in range(at_once())]
+        wait(threads_at_work)  # once; waking up at every piece's end takes a core from those that work
+        for thread in threads_at_work:
+            thread.result()  # raises what was raised there
+        return results
     global _standing_in
     _standing_in = _together and threads() > 1
     try:
