@@ -21,7 +21,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Mod
     """``function(x)``, a part of a network with these modules, that keeps only ``x`` for backward.
 
     Backward runs ``function`` again up to the last tensor that it needs: where a convolution comes last, its input is
-    computed again, the convolution itself is not.
+    computed again, the convolution itself is not, unless it is a function of ours (``DepthwiseConv2d``).
     """
     if not (torch.is_grad_enabled() and any(module.training for module in modules)):
         return function(x)
