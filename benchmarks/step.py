@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     of.add_argument("--size", type=positive, nargs="+", default=[224], help="pixels a side (default 224)")
     of.add_argument("--rounds", type=positive, default=5, help="repeats of everything, interleaved (default 5)")
     of.add_argument("--steps", type=positive, help="timed together in a round (default 3 on a CPU, 20 on a GPU)")
-    of.add_argument("--only", nargs="+", choices=ONLY, default=ONLY, help="whom to measure (default all)")
+    of.add_argument("--only", nargs="+", default=ONLY, help=f"whom to measure: {', '.join(ONLY)}, or a row's name")
     of.add_argument("--add", action="store_true", help="keep the batches and sizes of this device measured before")
     of.add_argument("--output", type=Path, default=RESULTS, help="JSON file (default benchmarks/results/step.json)")
     of.add_argument("--table", action="store_true", help="print the JSON file as Markdown; measure nothing")
@@ -124,7 +124,9 @@ def measure_shape(
 
     say(f"{device}, batch {batch}, {size} px")
     bytes_per_s = once(copy_rate, device)
-    chosen = {contender: Process() for contender in contenders(device) if group(contender) in only}
+    chosen = {each: Process() for each in contenders(device) if each.name in only or group(each) in only}
+    if not chosen:
+        parser().error(f"--only names nobody; the rows are: {'; '.join(each.name for each in contenders(device))}")
     try:
         costs, absent = build_all(chosen, device, batch, size, say)
         say(f"{len(costs)} contenders, {rounds} rounds of {steps} steps")

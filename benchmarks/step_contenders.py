@@ -87,9 +87,13 @@ def build_network(contender: Contender, size: int) -> nn.Module:
     return get_model(contender.model, num_classes=CLASSES, **depends.get(contender.model, {}))
 
 
-def compiled(network: nn.Module, package: str) -> Any:
-    """With CUDA graphs: ours as a run compiles it."""
-    if package != "effnet_lit":
+def compiled(network: nn.Module, contender: Contender) -> Any:
+    """With CUDA graphs: ours as a run does it."""
+    if contender.kernels:
+        from effnet_lit.training.cuda_graph import CapturedNetwork
+
+        return CapturedNetwork(network)
+    if contender.package != "effnet_lit":
         return torch.compile(network, mode="reduce-overhead")
     from effnet_lit.training.compiling import compile_network
 
@@ -110,7 +114,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, fused=fused)
         self.images = torch.randn(batch, 3, size, size).to(device=self.device, memory_format=layout)
         self.labels = torch.randint(CLASSES, (batch,)).to(self.device)
-        self.forward = compiled(self.network, contender.package) if contender.compiled else self.network
+        self.forward = compiled(self.network, contender) if contender.compiled else self.network
 
     def loss(self) -> Tensor:
         """In float32 on a CPU, under bf16 autocast on a GPU."""

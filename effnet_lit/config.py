@@ -140,7 +140,9 @@ class ModelConfig:
         choices=("auto", "off", "activations", "blocks"),
     )
     kernels: str = knob(
-        "off", "on = the blocks' own Triton kernels on a CUDA GPU; not known to be faster yet", choices=("off", "on")
+        "off",
+        "our Triton kernels and CUDA graphs; auto = on GPUs where they were measured, in runs that are long enough",
+        choices=("off", "auto", "on"),
     )
 
 

@@ -50,17 +50,25 @@ def test_without_triton() -> None:
     assert "needs Triton" in done.stdout
 
 
+HALF = {"x", "y", "dx", "dy", "dz", "de", "e", "out", "skip"}
+COUNTS = {"pixels", "groups", "turns", "programs", "runs", "steps", "size", "images", "H", "W", "OUT_H", "OUT_W"}
+SHAPES = {"BLOCK_P": 32, "BLOCK_C": 32, "BLOCK_N": 16, "BLOCK_S": 16, "SKIP": True, "KEEP": True}
+NORM = {"MOMENTUM": 0.1, "EPS": 1e-5}
+
+
 def compiled(kernel: Any, capability: int = 90, **constants: Any) -> Any:
     """For an NVIDIA GPU that need not be there."""
     import triton
+    import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    half = {"x", "y", "dx", "dy", "dz", "de", "e", "activated"}
-    single = {"scale", "shift", "mean", "weight", "moments", "sums", "dweight", "gate", "dpooled", "correction"}
+    names = list(inspect.signature(kernel.fn).parameters)
+    constants = {name: value for name, value in (constants | {"ACC": tl.float32}).items() if name in names}
     signature, aligned = {}, {}
-    for i, name in enumerate(inspect.signature(kernel.fn).parameters):
-        pointer = "*bf16" if name in half else "*fp32" if name in single else None
+    for i, name in enumerate(names):
+        number = name in COUNTS or name in ("C", "S")
+        pointer = None if number or name in constants else "*bf16" if name in HALF else "*fp32"
         signature[name] = "constexpr" if name in constants else pointer or "i32"
         if pointer or name == "C":
             aligned[(i,)] = [["tt.divisibility", 16]]
@@ -81,34 +89,32 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("capability", [75, 90])
 def test_kernels_compile(capability: int) -> None:
     """The interpreter runs things that the compiler refuses."""
-    import triton.language as tl
+    from effnet_lit.model.kernels import depthwise_kernels, norms_kernels, pointwise_kernels, squeeze_kernels
 
-    from effnet_lit.model.kernels import depthwise_kernels, pointwise_kernels
-
-    shape = {"BLOCK_C": 32, "ACC": tl.float32}
     for stride in (1, 2):
-        window = {"KERNEL": 3, "STRIDE": stride, "BLOCK_P": 4, "WHOLE": stride == 1}
-        compiled(depthwise_kernels.backward_kernel, capability, **shape, **window)
-    kernels = [value for name, value in vars(pointwise_kernels).items() if name.endswith("_kernel")]
-    assert len(kernels) == 7
+        window = {"KERNEL": 3, "STRIDE": stride, "ROWS": 2, "BLOCK_G": 4, "BLOCK_C": 32, "WHOLE": stride == 1}
+        for kernel in (depthwise_kernels.forward_kernel, depthwise_kernels.backward_kernel):
+            compiled(kernel, capability, **window)
+    modules = (norms_kernels, pointwise_kernels, squeeze_kernels)
+    kernels = [value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")]
+    assert len(kernels) == 15
     for kernel in kernels:
-        compiled(kernel, capability, **shape, BLOCK_P=32)
+        compiled(kernel, capability, **SHAPES, **NORM)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_sums_stay_in_registers(tmp_path: Path) -> None:
-    import triton.language as tl
+def test_windows_and_sums_stay_in_registers(tmp_path: Path) -> None:
     from triton import knobs
 
-    from effnet_lit.model.kernels.depthwise import VALUES, WARPS
-    from effnet_lit.model.kernels.depthwise_kernels import backward_kernel
+    from effnet_lit.model.kernels.depthwise import BACKWARD, FORWARD
+    from effnet_lit.model.kernels.depthwise_kernels import backward_kernel, forward_kernel
 
-    assert WARPS == 4  # as compiled here
-    for size in (3, 5):  # with stride 2 larger blocks are faster, although some sums leave the registers
-        shape = {"KERNEL": size, "STRIDE": 1, "BLOCK_P": VALUES[size, 1] // 32, "BLOCK_C": 32, "WHOLE": True}
-        binary = tmp_path / "kernel.cubin"
-        binary.write_bytes(compiled(backward_kernel, **shape, ACC=tl.float32).asm["cubin"])
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert "STACK:0 " in usage and "LOCAL:0 " in usage, (shape, usage)
+    for kernel, table in ((forward_kernel, FORWARD), (backward_kernel, BACKWARD)):
+        for (size, stride), cut in table.items():
+            shape = {"KERNEL": size, "STRIDE": stride, "ROWS": cut.rows, "BLOCK_G": cut.values // 32, "BLOCK_C": 32}
+            binary = tmp_path / "kernel.cubin"
+            binary.write_bytes(compiled(kernel, **shape, WHOLE=True).asm["cubin"])
+            command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            assert "STACK:0 " in usage and "LOCAL:0 " in usage, (shape, usage)

@@ -17,7 +17,13 @@ from effnet_lit.model.cpu.conv_norm import fused_conv_norm
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 from effnet_lit.model.cpu.mbconv import fused_mbconv
 from effnet_lit.model.cpu.suits import suits
-from effnet_lit.model.kernels.mbconv import covers, covers_stem, mbconv_with_kernels
+from effnet_lit.model.kernels.mbconv import (
+    covers,
+    covers_head,
+    covers_stem,
+    head_with_kernels,
+    mbconv_with_kernels,
+)
 from effnet_lit.model.scaling import SCALES, scale_channels, scale_repeats
 
 
@@ -243,20 +249,32 @@ class EfficientNet(nn.Module):
         for block in self.blocks():
             block.gradient_checkpointing = mode
 
+    def forward_stages(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 320, H/32, W/32) in B0."""
+        first, *others = self.blocks()
+        if not (self.uses_kernels() and covers_stem(self.stem, first, x)):
+            return self.stages(conv_norm(self.stem, x, self.gradient_checkpointing))
+        x = mbconv_with_kernels(first, x, self.stem)
+        for block in others:
+            x = block(x)
+        return x
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 1280, H/32, W/32) in B0."""
-        first, *others = self.blocks()
-        if first.kernels and self.gradient_checkpointing == "off" and covers_stem(self.stem, first, x):
-            x = mbconv_with_kernels(first, x, self.stem)
-            for block in others:
-                x = block(x)
-        else:
-            x = self.stages(conv_norm(self.stem, x, self.gradient_checkpointing))
-        return conv_norm(self.head, x, self.gradient_checkpointing)
+        return conv_norm(self.head, self.forward_stages(x), self.gradient_checkpointing)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 1280) in B0."""
+        if self.uses_kernels() and covers_head(self.head, x):
+            return head_with_kernels(self.head, self.forward_stages(x))
+        return mean_over_space(self.forward_features(x)).flatten(1)
+
+    def uses_kernels(self) -> bool:
+        """Outside the blocks, too: where nothing else is to be computed again."""
+        return self.gradient_checkpointing == "off" and next(self.blocks()).kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        features = mean_over_space(self.forward_features(x)).flatten(1)  # (N, 1280)
-        return self.classifier(self.dropout(features))
+        return self.classifier(self.dropout(self.pooled(x)))
 
 
 def initialise(network: EfficientNet) -> None:

@@ -67,12 +67,5 @@ def compile_network(network: nn.Module, backend: str = "inductor") -> None:
     compiled code keeps the gradients it was compiled for.
     """
     torch.compiler.reset()
-    options = None
-    if backend == "inductor":  # what "reduce-overhead" means; our kernels need convolutions in channels_last
-        options = {"triton.cudagraphs": True, "force_layout_optimization": has_kernels(network)}
+    options = {"triton.cudagraphs": True} if backend == "inductor" else None  # what "reduce-overhead" means
     network.compile(backend=backend, dynamic=False, options=options)
-
-
-def has_kernels(network: nn.Module) -> bool:
-    """Whether blocks train by ``model.kernels``."""
-    return any(getattr(module, "kernels", False) for module in network.modules())

@@ -9,12 +9,11 @@ from torch import nn
 
 from effnet_lit.config import VERY_LARGE_SET, Config
 from effnet_lit.data.prepare import PreparedData
-from effnet_lit.training.compiling import Decision
 from effnet_lit.training.hardware import Hardware, batch_advice
 from effnet_lit.training.optim import peak_rate
 from effnet_lit.training.progress import time_text
 from effnet_lit.training.result import Result
-from effnet_lit.training.step_plan import MemoryPlan
+from effnet_lit.training.step_plan import StepPlan
 
 
 def introduce(
@@ -22,8 +21,7 @@ def introduce(
     hardware: Hardware,
     data: PreparedData,
     network: nn.Module,
-    plan: MemoryPlan,
-    compiling: Decision,
+    plan: StepPlan,
     console: Console,
 ) -> None:
     """Say what is about to be trained on what, and what the card advises."""
@@ -42,9 +40,11 @@ def introduce(
         console.print(f"         {note}")
     console.print(f"Model    {config.model.name}, {size / 1e6:.2f} M parameters, {network.weights_description}")
     console.print(f"Device   {hardware.name}, precision {hardware.precision}")
-    console.print(f"Memory   {plan.sentence()}")
+    console.print(f"Memory   {plan.memory.sentence()}")
+    if hardware.accelerator == "gpu":
+        console.print(f"Kernels  {'our own' if plan.kernels.on else 'PyTorch'}: {plan.kernels.reason}")
     if config.training.compile != "off":
-        console.print(f"Compiler {compiling.reason}")
+        console.print(f"Compiler {plan.compiling.reason}")
     if config.training.strategy == "probe":
         console.print(f"Recipe   {config.name}: the last layer alone")
         return

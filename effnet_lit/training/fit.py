@@ -39,6 +39,7 @@ from effnet_lit.training.checkpoint import (
 )
 from effnet_lit.training.compiling import compile_network
 from effnet_lit.training.console import conclude, introduce
+from effnet_lit.training.cuda_graph import CapturedNetwork
 from effnet_lit.training.data_wait import DataWait
 from effnet_lit.training.hardware import choose_workers, resolve_hardware
 from effnet_lit.training.head import fit_head
@@ -46,7 +47,7 @@ from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_logger
 from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
 from effnet_lit.training.result import Result, finish, header, point_latest, unused, write_settings
-from effnet_lit.training.step_plan import plan_step
+from effnet_lit.training.step_plan import StepPlan, plan_step
 from effnet_lit.training.watch import Watch
 
 # Lightning's advice that does not apply: the loader only gathers rows of an array, our sampler resumes mid-epoch, and
@@ -80,8 +81,8 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     config.data.cache = data.cache
     config.data.workers = choose_workers(config.data.workers, hardware.accelerator, data.cache)
     network = build_network(config, len(data.class_names))
-    plan, compiling = plan_step(config, hardware, network, len(data.part("train")))
-    introduce(config, hardware, data, network, plan, compiling, console)
+    plan = plan_step(config, hardware, network, len(data.part("train")))
+    introduce(config, hardware, data, network, plan, console)
     checkpoint = checkpoint_to_resume(run_dir, data) if config.resume else None
     training_started = time.perf_counter()
     classifier = ImageClassifier(network, header(config, data, network)).to(hardware.device).eval()
@@ -91,7 +92,7 @@ def fit(config: Config, run_dir: str | Path) -> Result:
         console.print(f"Preview  {preview.sentence()}")
     waiting = DataWait()
     if config.training.strategy == "full":
-        waiting = train_everything(config, data, network.train(), compiling.on, run_dir, checkpoint, console)
+        waiting = train_everything(config, data, network.train(), plan, run_dir, checkpoint, console)
     else:
         write_settings(run_dir, config, data)
         point_latest(run_dir)
@@ -113,15 +114,17 @@ def train_everything(
     config: Config,
     data: PreparedData,
     network: nn.Module,
-    compiled: bool,
+    plan: StepPlan,
     run_dir: Path,
     checkpoint: Path | None,
     console: Console,
 ) -> DataWait:
     """Train ``network`` in place; returns the clock of the time that steps waited for their data."""
-    if compiled:
+    if plan.compiling.on:
         compile_network(network)
     module, datamodule, trainer = build_training(config, data, network, run_dir, console)
+    if plan.kernels.on and plan.memory.mode == "off":
+        module.captured = CapturedNetwork(network)
     write_settings(run_dir, config, data)
     point_latest(run_dir)
     train(trainer, module, datamodule, checkpoint, run_dir)

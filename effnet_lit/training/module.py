@@ -15,6 +15,7 @@ from torchmetrics import Accuracy, F1Score, MeanMetric
 from effnet_lit.config import Config, to_dict
 from effnet_lit.data.augment import augment
 from effnet_lit.data.mixing import mix, mixed_loss
+from effnet_lit.training.cuda_graph import CapturedNetwork
 from effnet_lit.training.optim import build_optimizer, build_schedule, peak_rate
 
 
@@ -39,6 +40,7 @@ class Classifier(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
+        self.captured: CapturedNetwork | None = None  # takes the network's place in training steps
         self.config = config
         self.total_steps = total_steps
         self.register_buffer("mean", torch.tensor(config.data.mean).view(1, 3, 1, 1), persistent=False)
@@ -72,7 +74,7 @@ class Classifier(lightning.LightningModule):
         self.seed_step()
         labels = batch["labels"]
         pixels, partner, share = self.vary(batch)
-        logits = self.network(self.normalise(pixels)).float()
+        logits = (self.captured or self.network)(self.normalise(pixels)).float()
         loss = mixed_loss(logits, labels, partner, share, self.config.training.label_smoothing, self.class_weights)
         self.train_loss.update(loss.detach())
         self.train_accuracy.update(logits.detach(), labels)

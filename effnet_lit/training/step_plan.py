@@ -15,8 +15,9 @@ from torch.nn import functional
 from effnet_lit.config import Config, UserError
 from effnet_lit.model.checkpointing import MODES
 from effnet_lit.model.efficientnet import EfficientNet
-from effnet_lit.model.zoo import set_gradient_checkpointing
+from effnet_lit.model.zoo import set_gradient_checkpointing, use_kernels
 from effnet_lit.training.compiling import Decision, decide
+from effnet_lit.training.cuda_graph import decide_kernels
 from effnet_lit.training.hardware import Hardware
 from effnet_lit.training.memory import autocast, free_ram, step_peak, with_overhead
 
@@ -45,8 +46,16 @@ class MemoryPlan(NamedTuple):
         return ", ".join([f"this run needs about {self.bytes / 1e9:.1f} GB{of}", *how])
 
 
-def plan_step(config: Config, hardware: Hardware, network: nn.Module, images: int) -> tuple[MemoryPlan, Decision]:
-    """Resolve gradient checkpointing, micro-batch and compiling, in ``config`` and on ``network``.
+class StepPlan(NamedTuple):
+    """``compiling`` is off where the kernels are on."""
+
+    memory: MemoryPlan
+    kernels: Decision
+    compiling: Decision
+
+
+def plan_step(config: Config, hardware: Hardware, network: nn.Module, images: int) -> StepPlan:
+    """Resolve gradient checkpointing, micro-batch, kernels and compiling, in ``config`` and on ``network``.
 
     On a GPU real steps of a copy show that the plan holds, and how long a step takes.
 
@@ -65,7 +74,12 @@ def plan_step(config: Config, hardware: Hardware, network: nn.Module, images: in
         plan, seconds = verified(plan, trial)
     config.model.gradient_checkpointing, config.training.micro_batch = plan.mode, plan.micro_batch
     micro_batches = config.epochs * (images // plan.micro_batch)
-    return plan, decide(config.training.compile, hardware.accelerator, plan.mode, micro_batches, seconds)
+    kernels = decide_kernels(config.model.kernels, network, hardware.accelerator, micro_batches, seconds)
+    if kernels.on:
+        use_kernels(network)
+        return StepPlan(plan, kernels, Decision(False, "not compiled: the kernels are"))
+    compiling = decide(config.training.compile, hardware.accelerator, plan.mode, micro_batches, seconds)
+    return StepPlan(plan, kernels, compiling)
 
 
 def plan_memory(config: Config, network: nn.Module, device: str, precision: str, available: int) -> MemoryPlan:

@@ -1,7 +1,6 @@
-"""Depthwise convolution of silu(x * scale + shift), with the statistics of what comes out; all in channels_last.
+"""Depthwise convolution of silu(x * scale + shift), with the moments of what comes out; all in channels_last.
 
-Forward is cuDNN's: nothing here was faster. Its gradients are slow there, and here one pass computes them together with
-those of the activation.
+One pass forward, and one backward for the gradients of the convolution and of the activation together.
 """
 
 from __future__ import annotations
@@ -11,132 +10,119 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.library import custom_op
-from torch.nn import functional
 
-from effnet_lit.model.kernels.depthwise_kernels import backward_kernel
-from effnet_lit.model.kernels.moments import FUSED_MULTIPLY_ADD, Moments, arithmetic, channel_block, triton_arithmetic
-from effnet_lit.model.kernels.pointwise import channel_moments, channels_last, norm_silu
+from effnet_lit.model.kernels.depthwise_kernels import backward_kernel, forward_kernel
+from effnet_lit.model.kernels.moments import channel_block, launch, triton_arithmetic
+from effnet_lit.model.kernels.pointwise import channels_last
 
-WARPS = 4
-# (kernel, stride): of a [BLOCK_P, BLOCK_C] tensor; each tap's sum takes as many registers. The fastest on an H200.
-VALUES = {(3, 1): 512, (3, 2): 1024, (5, 1): 256, (5, 2): 512}
-PROGRAMS_WANTED = 1024  # few sums to write and to add
+
+class Cut(NamedTuple):
+    """How a layer is shared: each thread walks along ``rows`` rows of the output, with ``values`` channels side by side
+    in a program; ``programs`` at most about twice, since each writes sums that are to be added."""
+
+    rows: int
+    values: int
+    programs: int
+
+
+# By (kernel, stride): the fastest on an H200, of rows that suit maps of 4, 8, 16, ... as well as 7, 14, 28, ...
+FORWARD = {
+    (3, 1): Cut(4, 128, 2048),
+    (3, 2): Cut(4, 128, 2048),
+    (5, 1): Cut(4, 128, 2048),
+    (5, 2): Cut(2, 128, 2048),
+}
+BACKWARD = {
+    (3, 1): Cut(4, 128, 2048),
+    (3, 2): Cut(2, 128, 8192),
+    (5, 1): Cut(2, 128, 2048),
+    (5, 2): Cut(2, 128, 2048),
+}
 
 
 class Tiling(NamedTuple):
-    """How a layer is cut: a program takes ``turns`` blocks of ``pixels`` neighbours of the output."""
+    """A program takes ``turns`` blocks of groups of rows, of a block of channels."""
 
-    pixels: int
+    groups: int  # in all images
+    block: int  # of groups
     turns: int
     programs: int  # for each block of channels
     channels: int
 
 
-def tiling(pixels: int, channels: int, kernel: int, stride: int) -> Tiling:
-    """For so many ``pixels`` of the output in all images."""
-    block = channel_block(channels)
-    tile = VALUES[kernel, stride] // block
-    tiles, blocks = triton.cdiv(pixels, tile), triton.cdiv(channels, block)
-    turns = max(1, tiles * blocks // PROGRAMS_WANTED)
-    return Tiling(tile, turns, triton.cdiv(tiles, turns), block)
+def tiling(images: int, height: int, channels: int, cut: Cut) -> Tiling:
+    """For so many images of ``height`` rows of the output."""
+    channel = channel_block(channels)
+    groups, block = images * triton.cdiv(height, cut.rows), cut.values // channel
+    blocks, parts = triton.cdiv(groups, block), triton.cdiv(channels, channel)
+    turns = max(1, blocks * parts // cut.programs)
+    return Tiling(groups, block, turns, triton.cdiv(blocks, turns), channel)
 
 
-def taps_first(weight: Tensor) -> Tensor:
-    """(C, 1, K, K) -> [K * K, C]."""
-    return weight.flatten(1).t().contiguous()
-
-
-def kernel_size(taps: Tensor) -> int:
-    """K of taps [K * K, C]."""
-    return {9: 3, 25: 5}[taps.shape[0]]
-
-
-@custom_op("effnet_lit::norm_silu_depthwise", mutates_args=())
-def convolve(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """x (N, C, H, W) -> (N, C, OUT_H, OUT_W); ``weight`` in x's type."""
-    activated, padding, groups = norm_silu(x, scale, shift), weight.shape[-1] // 2, weight.shape[0]
-    y = functional.conv2d(activated, weight, None, stride, padding, groups=groups)
-    return y.contiguous(memory_format=torch.channels_last)
-
-
-@convolve.register_fake
-def _(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: int) -> Tensor:
-    images, channels, height, width = x.shape
-    shape = (images, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@custom_op("effnet_lit::norm_silu_depthwise_backward", mutates_args=())
-def backward_sums(
-    x: Tensor, dy: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, taps: Tensor, stride: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dz (N, C, H, W), sums [2, programs, C], gradient of the taps [programs, K * K, C])."""
-    outputs = backward_sums_like(x, dy, scale, shift, mean, taps, stride)
-    assert channels_last(x, dy, outputs[0])
-    images, channels, out_height, out_width = dy.shape
-    pixels, kernel = images * out_height * out_width, kernel_size(taps)
-    cut = tiling(pixels, channels, kernel, stride)
-    device_code: Any = backward_kernel
-    device_code[(cut.programs * triton.cdiv(channels, cut.channels),)](
-        x,
-        dy,
-        scale,
-        shift,
-        mean,
-        taps,
-        *outputs,
-        pixels,
-        cut.turns,
-        cut.programs,
+def run(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, y: Tensor, size: int, stride: int, cut: Cut) -> None:
+    """``tensors`` are what the kernel takes before ``groups``; y is of the output's shape."""
+    images, channels, out_height, out_width = y.shape
+    tiles = tiling(images, out_height, channels, cut)
+    assert channels_last(x, y)
+    launch(
+        kernel,
+        tiles.programs * triton.cdiv(channels, tiles.channels),
+        *tensors,
+        tiles.groups,
+        tiles.turns,
+        tiles.programs,
         *x.shape[2:],
         out_height,
         out_width,
         channels,
-        KERNEL=kernel,
+        KERNEL=size,
         STRIDE=stride,
-        BLOCK_P=cut.pixels,
-        BLOCK_C=cut.channels,
-        WHOLE=channels % cut.channels == 0,
+        ROWS=cut.rows,
+        BLOCK_G=tiles.block,
+        BLOCK_C=tiles.channels,
+        WHOLE=channels % tiles.channels == 0,
         ACC=triton_arithmetic(x.dtype),
-        num_warps=WARPS,
-        **FUSED_MULTIPLY_ADD,
     )
-    return outputs
 
 
-@backward_sums.register_fake
-def backward_sums_like(
-    x: Tensor, dy: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, taps: Tensor, stride: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Without contents."""
-    channels = dy.shape[1]
-    programs = tiling(dy.numel() // channels, channels, kernel_size(taps), stride).programs
-    sums = torch.empty(2, programs, channels, dtype=arithmetic(x.dtype), device=x.device)
-    return torch.empty_like(x), sums, sums.new_empty(programs, *taps.shape)
-
-
-def norm_silu_depthwise(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Moments]:
-    """Depthwise convolution, padding K // 2, of silu(x * scale + shift), and the moments of its output.
+def norm_silu_depthwise(x: Tensor, folded: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Depthwise convolution, padding K // 2, of silu(x * scale + shift).
 
     Args:
         x: (N, C, H, W).
-        scale, shift: [C], the folded BatchNorm.
+        folded: the BatchNorm of x, see ``fold``.
         weight: (C, 1, K, K), K of 3 or 5.
+
+    Returns:
+        y: (N, C, OUT_H, OUT_W).
+        moments: of y, [3, programs, C], see ``store_moments``.
     """
-    y = convolve(x, scale, shift, weight.to(x.dtype), stride)
-    return y, channel_moments(y)
+    images, channels, height, width = x.shape
+    size = weight.shape[-1]
+    cut = FORWARD[size, stride]
+    shape = (images, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    moments = folded.new_empty(3, tiling(images, shape[2], channels, cut).programs, channels)
+    run(forward_kernel, (x, *folded[:2], weight, y, moments), x, y, size, stride, cut)
+    return y, moments
 
 
 def norm_silu_depthwise_backward(
-    x: Tensor, dy: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, weight: Tensor, stride: int
+    x: Tensor, dy: Tensor, folded: Tensor, weight: Tensor, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``norm_silu_depthwise``, with the sums that the BatchNorm's own gradient needs.
 
     Returns:
         dz: (N, C, H, W), with regard to z = x * scale + shift.
-        sums: [2, C], of dz and of dz * (x - mean).
+        sums: [2, programs, C], of dz and of dz * (x - mean).
         dweight: (C, 1, K, K).
     """
-    dz, sums, dtaps = backward_sums(x, dy, scale, shift, mean, taps_first(weight), stride)
-    return dz, sums.sum(1), dtaps.sum(0).t().reshape(weight.shape).to(weight.dtype)
+    images, channels, out_height, _ = dy.shape
+    size = weight.shape[-1]
+    cut = BACKWARD[size, stride]
+    programs = tiling(images, out_height, channels, cut).programs
+    dz, sums = torch.empty_like(x), folded.new_empty(2, programs, channels)
+    slopes = folded.new_empty(programs, channels, size * size)
+    tensors = (x, dy, *folded[:3], weight, dz, sums, slopes)
+    run(backward_kernel, tensors, x, dy, size, stride, cut)
+    return dz, sums, slopes.sum(0).view_as(weight).to(weight.dtype)

@@ -4,16 +4,17 @@ A program walks through BLOCK_P neighbouring pixels at a time, for BLOCK_C chann
 the cache after the first time: registers, which hold a sum for each tap, are scarcer.
 """
 # Kernels are Triton's language, which a type checker takes for Python
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: reportAssignmentType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from effnet_lit.model.kernels.moments import sigmoid
+from effnet_lit.model.kernels.moments import sigmoid, store_moments
 
-LEAST_SPECIAL = ["pixels", "turns", "programs", "H", "W", "OUT_H", "OUT_W"]  # one compilation for all image sizes
+LEAST_SPECIAL = ["groups", "turns", "programs", "H", "W", "OUT_H", "OUT_W"]  # one compilation for all image sizes
 OUTSIDE = tl.constexpr(-(2**20))  # a row that no image has
 
 
@@ -25,28 +26,25 @@ def share(C, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def place(turn, pixels, H, W, BLOCK_P: tl.constexpr):
-    """(image, row, column) [BLOCK_P] of the output's pixels, counted through the batch; after the last, OUTSIDE."""
-    pixel = turn * BLOCK_P + tl.arange(0, BLOCK_P)
-    line = (pixel.to(tl.uint32) // W.to(tl.uint32)).to(tl.int32)  # unsigned division is the cheaper one
-    image = (line.to(tl.uint32) // H.to(tl.uint32)).to(tl.int32)
-    return image, tl.where(pixel < pixels, line - image * H, OUTSIDE), pixel - line * W
+def place(turn, groups, H, ROWS: tl.constexpr, BLOCK_G: tl.constexpr):
+    """(image, first row) [BLOCK_G] of groups of ROWS rows of the output; after the last group the row is OUTSIDE."""
+    group = turn * BLOCK_G + tl.arange(0, BLOCK_G)
+    of_image = tl.cdiv(H, ROWS)
+    image = (group.to(tl.uint32) // of_image.to(tl.uint32)).to(tl.int32)  # unsigned division is the cheaper one
+    return image, tl.where(group < groups, (group - image * of_image) * ROWS, OUTSIDE)
 
 
 @triton.jit
-def address(tensor, image, row, column, channel, H, W, C):
-    """[BLOCK_P, BLOCK_C] in tensor [N, H, W, C]; offsets are 64-bit, a batch may pass 2^31 elements."""
-    pixel = (image * H + row) * W + column
-    return tensor + (pixel.to(tl.int64) * C)[:, None] + channel[None, :]
+def line(tensor, image, row, channel, H, W, C):
+    """[BLOCK_G, BLOCK_C]: where a row of tensor [N, H, W, C] begins; 64-bit, a batch may pass 2^31 elements."""
+    return tensor + ((image * H + row).to(tl.int64) * W * C)[:, None] + channel[None, :]
 
 
 @triton.jit
 def within(row, column, channel, H, W, C, WHOLE: tl.constexpr):
-    """[BLOCK_P, 1] or [BLOCK_P, BLOCK_C]: pixels of the image, channels that exist; with WHOLE all do.
-
-    As unsigned numbers, those below 0 are large: one comparison for both ends.
-    """
-    inside = (row.to(tl.uint32) < H.to(tl.uint32)) & (column.to(tl.uint32) < W.to(tl.uint32))
+    """[BLOCK_G, 1] or [BLOCK_G, BLOCK_C]: rows and a column of the image, channels that exist; with WHOLE all do."""
+    rows = tl.where(column < W, H, 0)
+    inside = row.to(tl.uint32) < rows.to(tl.uint32)  # as unsigned numbers, those below 0 are large
     return inside[:, None] if WHOLE else inside[:, None] & (channel < C)[None, :]
 
 
@@ -55,6 +53,17 @@ def of_channel(vector, channel, C, WHOLE: tl.constexpr, ACC: tl.constexpr):
     """vector [C] -> [1, BLOCK_C]."""
     values = tl.load(vector + channel) if WHOLE else tl.load(vector + channel, mask=channel < C, other=0.0)
     return values.to(ACC)[None, :]
+
+
+@triton.jit
+def load_taps(weight, channel, C, KERNEL: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr):
+    """weight [C, KERNEL * KERNEL] -> a [1, BLOCK_C] for each tap."""
+    taps = ()
+    for k in tl.static_range(KERNEL * KERNEL):
+        place = weight + channel * (KERNEL * KERNEL) + k
+        values = tl.load(place) if WHOLE else tl.load(place, mask=channel < C, other=0.0)
+        taps += (values.to(ACC)[None, :],)
+    return taps
 
 
 @triton.constexpr_function
@@ -69,6 +78,132 @@ def further(position: int, tap: int, kernel: int, stride: int) -> int:
     return (position + kernel // 2 - tap) // stride
 
 
+@triton.constexpr_function
+def nearest(kernel: int, stride: int) -> int:
+    """The first output, counted from its own, that a row (or column) of x meets."""
+    return -((kernel - 1 - kernel // 2) // stride)
+
+
+@triton.constexpr_function
+def farthest(kernel: int, stride: int) -> int:
+    """The last one."""
+    return (stride - 1 + kernel // 2) // stride
+
+
+@triton.constexpr_function
+def met(row: int, column: int, tap: int, kernel: int, stride: int) -> int:
+    """Where in a window the output stands that row ``row`` and column ``column`` of x meet by ``tap``."""
+    first = nearest(kernel, stride)
+    down = row // stride + further(row % stride, tap // kernel, kernel, stride) - first
+    return down * (farthest(kernel, stride) - first + 1) + further(column, tap % kernel, kernel, stride) - first
+
+
+@triton.jit
+def load_column(base, row, column, channel, H, W, C, FIRST: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr):
+    """COUNT rows, the first of them FIRST after ``row``, of the column at ``base``."""
+    values = ()
+    for i in tl.static_range(COUNT):
+        there = within(row + (FIRST + i), column, channel, H, W, C, WHOLE)
+        values += (tl.load(base + (FIRST + i) * W * C, mask=there, other=0.0),)
+    return values
+
+
+@triton.jit
+def activate_column(
+    values, row, column, channel, a, b, H, W, C, COUNT: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr
+):
+    """silu(x * a + b) of what ``load_column`` gave, 0 outside the image."""
+    activated = ()
+    for i in tl.static_range(COUNT):
+        z = values[i].to(ACC) * a + b
+        activated += (tl.where(within(row + i, column, channel, H, W, C, WHOLE), z * sigmoid(z), 0.0),)
+    return activated
+
+
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
+def forward_kernel(
+    x,
+    scale,
+    shift,
+    weight,
+    y,
+    moments,
+    groups,
+    turns,
+    programs,
+    H,
+    W,
+    OUT_H,
+    OUT_W,
+    C,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """The window holds activated values; outside the image they are 0, not silu(shift)."""
+    LINES: tl.constexpr = (ROWS - 1) * STRIDE + KERNEL
+    KEPT: tl.constexpr = KERNEL - STRIDE  # columns that the next output needs, too
+    BEFORE: tl.constexpr = KERNEL // 2
+    program, channel = share(C, BLOCK_C)
+    a, b = of_channel(scale, channel, C, WHOLE, ACC), of_channel(shift, channel, C, WHOLE, ACC)
+    zero = tl.zeros((BLOCK_G, BLOCK_C), ACC)
+    count, pivot, total, square = zero, zero, zero, zero
+    taps = load_taps(weight, channel, C, KERNEL, WHOLE, ACC)
+    for turn in range(turns):
+        image, row = place(program * turns + turn, groups, OUT_H, ROWS, BLOCK_G)
+        top = row * STRIDE - BEFORE
+        source = line(x, image, top, channel, H, W, C)
+        target = line(y, image, row, channel, OUT_H, OUT_W, C)
+        count += tl.where(row < 0, 0, tl.minimum(OUT_H - row, ROWS) * OUT_W).to(ACC)[:, None]
+        window = ()
+        for j in tl.static_range(KEPT):
+            if j < BEFORE:
+                for _ in tl.static_range(LINES):
+                    window += (zero,)
+            else:
+                early = load_column(source + (j - BEFORE) * C, top, j - BEFORE, channel, H, W, C, 0, LINES, WHOLE)
+                window += activate_column(early, top, j - BEFORE, channel, a, b, H, W, C, LINES, WHOLE, ACC)
+        source += (KEPT - BEFORE) * C
+        newest = ()
+        for v in tl.static_range(STRIDE):
+            newest += load_column(source + v * C, top, KEPT - BEFORE + v, channel, H, W, C, 0, LINES, WHOLE)
+        for column in range(OUT_W):
+            first = column * STRIDE + (KEPT - BEFORE)
+            source += STRIDE * C
+            following = ()
+            for v in tl.static_range(STRIDE):
+                following += load_column(source + v * C, top, first + STRIDE + v, channel, H, W, C, 0, LINES, WHOLE)
+            seen = window  # column by column
+            for v in tl.static_range(STRIDE):
+                raw = ()
+                for i in tl.static_range(LINES):
+                    raw += (newest[v * LINES + i],)
+                seen += activate_column(raw, top, first + v, channel, a, b, H, W, C, LINES, WHOLE, ACC)
+            for q in tl.static_range(ROWS):
+                result = zero
+                for k in tl.static_range(KERNEL * KERNEL):
+                    result += seen[(k % KERNEL) * LINES + q * STRIDE + k // KERNEL] * taps[k]
+                stored = result.to(y.dtype.element_ty)
+                inside = within(row + q, column, channel, OUT_H, OUT_W, C, WHOLE)
+                tl.store(target + q * OUT_W * C, stored, mask=inside)
+                value = stored.to(ACC)
+                if q == 0:
+                    pivot = tl.where((turn == 0) & (column == 0), value, pivot)
+                value = tl.where(inside, value - pivot, 0.0)
+                total += value
+                square += value * value
+            target += C
+            window = ()
+            for i in tl.static_range(KEPT * LINES):
+                window += (seen[STRIDE * LINES + i],)
+            newest = following
+    store_moments(moments, count, pivot, total, square, program, programs, channel, C)
+
+
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
 def backward_kernel(
     x,
@@ -80,7 +215,7 @@ def backward_kernel(
     dz,
     sums,
     dweight,
-    pixels,
+    groups,
     turns,
     programs,
     H,
@@ -90,50 +225,95 @@ def backward_kernel(
     C,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
     WHOLE: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Each pixel of the output stands for the STRIDE x STRIDE pixels of x that begin at it."""
+    FIRST: tl.constexpr = nearest(KERNEL, STRIDE)
+    LAST: tl.constexpr = farthest(KERNEL, STRIDE)
+    COLUMNS: tl.constexpr = LAST - FIRST + 1
+    LINES: tl.constexpr = ROWS + LAST - FIRST
     program, channel = share(C, BLOCK_C)
     a, b = of_channel(scale, channel, C, WHOLE, ACC), of_channel(shift, channel, C, WHOLE, ACC)
     centre = of_channel(mean, channel, C, WHOLE, ACC)
-    total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    product = total
-    slopes = ()
+    zero = tl.zeros((BLOCK_G, BLOCK_C), ACC)
+    total, product = zero, zero
+    taps, slopes = load_taps(weight, channel, C, KERNEL, WHOLE, ACC), ()
     for _ in tl.static_range(KERNEL * KERNEL):
-        slopes += (total,)
+        slopes += (zero,)
     for turn in range(turns):
-        image, row, column = place(program * turns + turn, pixels, OUT_H, OUT_W, BLOCK_P)
-        output = address(dy, image, row, column, channel, OUT_H, OUT_W, C)
-        for r in tl.static_range(STRIDE):
-            for u in tl.static_range(STRIDE):
-                down, right = row * STRIDE + r, column * STRIDE + u
-                inside = within(down, right, channel, H, W, C, WHOLE)
-                value = tl.load(address(x, image, down, right, channel, H, W, C), mask=inside, other=0.0).to(ACC)
-                z = value * a + b
-                s = sigmoid(z)
-                activated = tl.where(inside, z * s, 0.0)
-                grad = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-                updated = ()
-                for k in tl.static_range(KERNEL * KERNEL):
-                    if meets(r, k // KERNEL, KERNEL, STRIDE) and meets(u, k % KERNEL, KERNEL, STRIDE):
-                        i, j = further(r, k // KERNEL, KERNEL, STRIDE), further(u, k % KERNEL, KERNEL, STRIDE)
-                        there = within(row + i, column + j, channel, OUT_H, OUT_W, C, WHOLE)
-                        upstream = tl.load(output + (i * OUT_W + j) * C, mask=there, other=0.0).to(ACC)
-                        grad += upstream * of_channel(weight + k * C, channel, C, WHOLE, ACC)
-                        updated += (slopes[k] + upstream * activated,)
-                    else:
-                        updated += (slopes[k],)
-                slopes = updated
-                grad = tl.where(inside, grad * s * (1.0 + z * (1.0 - s)), 0.0)
-                tl.store(address(dz, image, down, right, channel, H, W, C), grad.to(dz.dtype.element_ty), mask=inside)
-                total += grad
-                product += grad * (value - centre)
+        image, row = place(program * turns + turn, groups, OUT_H, ROWS, BLOCK_G)
+        upstream = line(dy, image, row, channel, OUT_H, OUT_W, C)
+        start = (image * H + row * STRIDE).to(tl.int64) * W * C
+        offset = start[:, None] + channel[None, :]
+        window = ()
+        for i in tl.static_range(LINES):
+            for j in tl.static_range(COLUMNS - 1):
+                if FIRST + j < 0:
+                    window += (zero,)
+                else:
+                    there = within(row + (FIRST + i), FIRST + j, channel, OUT_H, OUT_W, C, WHOLE)
+                    early = tl.load(upstream + ((FIRST + i) * OUT_W + FIRST + j) * C, mask=there, other=0.0)
+                    window += (early.to(ACC),)
+        upstream += LAST * C
+        newest = load_column(upstream, row, LAST, channel, OUT_H, OUT_W, C, FIRST, LINES, WHOLE)
+        inputs = ()
+        for v in tl.static_range(STRIDE):
+            inputs += load_column(x + offset + v * C, row * STRIDE, v, channel, H, W, C, 0, ROWS * STRIDE, WHOLE)
+        for column in range(OUT_W):
+            upstream += C
+            following = load_column(upstream, row, column + 1 + LAST, channel, OUT_H, OUT_W, C, FIRST, LINES, WHOLE)
+            further_inputs = ()
+            for v in tl.static_range(STRIDE):
+                further_inputs += load_column(
+                    x + offset + (STRIDE + v) * C,
+                    row * STRIDE,
+                    (column + 1) * STRIDE + v,
+                    channel,
+                    H,
+                    W,
+                    C,
+                    0,
+                    ROWS * STRIDE,
+                    WHOLE,
+                )
+            seen = ()
+            for i in tl.static_range(LINES):
+                for j in tl.static_range(COLUMNS - 1):
+                    seen += (window[i * (COLUMNS - 1) + j],)
+                seen += (newest[i].to(ACC),)
+            for v in tl.static_range(STRIDE):
+                for q in tl.static_range(ROWS * STRIDE):
+                    inside = within(row * STRIDE + q, column * STRIDE + v, channel, H, W, C, WHOLE)
+                    value = inputs[v * ROWS * STRIDE + q].to(ACC)
+                    z = value * a + b
+                    s = sigmoid(z)
+                    activated = tl.where(inside, z * s, 0.0)
+                    grad = zero
+                    updated = ()
+                    for k in tl.static_range(KERNEL * KERNEL):
+                        if meets(q % STRIDE, k // KERNEL, KERNEL, STRIDE) and meets(v, k % KERNEL, KERNEL, STRIDE):
+                            grad += seen[met(q, v, k, KERNEL, STRIDE)] * taps[k]
+                            updated += (slopes[k] + seen[met(q, v, k, KERNEL, STRIDE)] * activated,)
+                        else:
+                            updated += (slopes[k],)
+                    slopes = updated
+                    grad = tl.where(inside, grad * s * (1.0 + z * (1.0 - s)), 0.0)
+                    tl.store(dz + offset + (q * W + v) * C, grad.to(dz.dtype.element_ty), mask=inside)
+                    total += grad
+                    product += grad * (value - centre)
+            window = ()
+            for i in tl.static_range(LINES):
+                for j in tl.static_range(COLUMNS - 1):
+                    window += (seen[i * COLUMNS + j + 1],)
+            newest, inputs = following, further_inputs
+            offset += STRIDE * C
     start = tl.cast(program, tl.int64) * C + channel
     tl.store(sums + start, tl.sum(total, 0), mask=channel < C)
     tl.store(sums + tl.cast(programs, tl.int64) * C + start, tl.sum(product, 0), mask=channel < C)
-    start = tl.cast(program, tl.int64) * (KERNEL * KERNEL * C) + channel
+    start = (tl.cast(program, tl.int64) * C + channel) * (KERNEL * KERNEL)
     for k in tl.static_range(KERNEL * KERNEL):
-        tl.store(dweight + start + k * C, tl.sum(slopes[k], 0), mask=channel < C)
+        tl.store(dweight + start + k, tl.sum(slopes[k], 0), mask=channel < C)

@@ -1,51 +1,71 @@
-"""BatchNorm, SiLU and their neighbours in MBConv as two autograd functions that keep raw outputs of convolutions only.
-
-What lies between two of them is computed on the way into the next kernel, and again in backward. Tensors are
-(N, C, H, W) in channels_last.
-"""
+"""What lies between the raw outputs of convolutions as autograd functions that keep those alone and compute the rest
+again in backward. Tensors are (N, C, H, W) in channels_last; a BatchNorm is given with its parameters, for autograd."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from effnet_lit.model.kernels.depthwise import norm_silu_depthwise, norm_silu_depthwise_backward
-from effnet_lit.model.kernels.moments import Moments
+from effnet_lit.model.kernels.norms import fold, norm_backward
 from effnet_lit.model.kernels.pointwise import (
     gate_gradient,
     gate_sums,
+    gated,
+    moments,
+    norm_add,
     norm_gradient,
-    norm_silu_gate,
-    norm_silu_pool,
+    norm_sums,
+    pool,
+    pool_gradient,
+    pool_sums,
 )
+from effnet_lit.model.kernels.squeeze import Gate, squeeze_gate, squeeze_gate_backward
+
+Gradients = tuple[Tensor | None, ...]
 
 
-class Norm(NamedTuple):
-    """A BatchNorm in training, folded: x * scale + shift; all [C]."""
-
-    scale: Tensor
-    shift: Tensor
-    mean: Tensor
-    inverse_deviation: Tensor
+def count(x: Tensor) -> int:
+    """Values of each channel."""
+    return x.numel() // x.shape[1]
 
 
-def fold(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Norm:
-    """In the statistics' type."""
-    inverse = torch.rsqrt(variance + eps)
-    scale = weight.to(inverse.dtype) * inverse
-    return Norm(scale, bias.to(inverse.dtype) - mean * scale, mean, inverse)
+def lines(x: Tensor) -> Tensor:
+    """(N, C, H, W) in channels_last -> a view [N * H * W, C]."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
 
 
-def norm_backward(norm: Norm, dz: Tensor, dz_centred: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(dweight, dbias, correction) of a BatchNorm from the sums of dz and dz * (x - mean): arXiv 1502.03167, section 3.
+def channels_last(x: Tensor) -> Tensor:
+    """Copies only what was not."""
+    return x.contiguous(memory_format=torch.channels_last)
 
-    The correction [2, C] is what the batch's mean and variance take from scale * dz: a constant, a slope in x - mean.
-    """
-    slope = norm.scale * norm.inverse_deviation.square() * dz_centred / count
-    return dz_centred * norm.inverse_deviation, dz, torch.stack((norm.scale * dz / count, slope))
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b, on a GPU not rounded to their own type before it becomes ``dtype``."""
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda and dtype != a.dtype else torch.mm(a, b).to(dtype)
+
+
+class Pointwise(torch.autograd.Function):
+    """1x1 convolution, as products of matrices; the weight's gradient leaves its sum in full precision."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        low = weight.flatten(1).to(x.dtype)
+        ctx.save_for_backward(x, low)
+        ctx.like = weight.shape, weight.dtype
+        images, _, height, width = x.shape
+        return torch.mm(lines(x), low.t()).view(images, height, width, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        x, low = ctx.saved_tensors
+        dy = lines(channels_last(grads[0]))
+        dx = torch.empty_like(x)
+        torch.mm(dy, low, out=lines(dx))
+        shape, dtype = ctx.like
+        return dx, product(dy.t(), lines(x), dtype).view(shape)
 
 
 class NormSiluDepthwise(torch.autograd.Function):
@@ -53,84 +73,88 @@ class NormSiluDepthwise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, moments: Moments, eps: float, kernel: Tensor, stride: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        norm = fold(weight, bias, moments.mean, moments.variance, eps)
-        y, (mean, variance, _) = norm_silu_depthwise(x, norm.scale, norm.shift, kernel, stride)
-        ctx.save_for_backward(x, kernel, *norm)
-        ctx.stride, ctx.dtype = stride, weight.dtype
-        ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, norm: nn.BatchNorm2d, stride: int
+    ) -> tuple[Tensor, Tensor]:
+        folded = fold(moments(x), norm, count(x))
+        y, of_y = norm_silu_depthwise(x, folded, kernel, stride)
+        ctx.save_for_backward(x, folded, weight, kernel)
+        ctx.stride = stride
+        ctx.mark_non_differentiable(of_y)
+        return y, of_y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, kernel, *parts = ctx.saved_tensors
-        norm = Norm(*parts)
-        dz, (total, centred), dkernel = norm_silu_depthwise_backward(
-            x,
-            grads[0].contiguous(memory_format=torch.channels_last),
-            norm.scale,
-            norm.shift,
-            norm.mean,
-            kernel,
-            ctx.stride,
-        )
-        dweight, dbias, correction = norm_backward(norm, total, centred, x.numel() // x.shape[1])
-        dx = norm_gradient(dz, x, norm.scale, norm.mean, correction)
-        return dx, dweight.to(ctx.dtype), dbias.to(ctx.dtype), None, None, dkernel, None
-
-
-def squeeze_gate(
-    pooled: Tensor, reduce: Tensor, reduce_bias: Tensor, expand: Tensor, expand_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """pooled [N, C] -> (squeezed [N, S] before SiLU, gate [N, C]); 1x1 convolutions' weights are (out, in, 1, 1)."""
-    parts = (reduce.flatten(1), reduce_bias, expand.flatten(1), expand_bias)
-    first, first_bias, second, second_bias = (part.to(pooled.dtype) for part in parts)
-    with torch.autocast(pooled.device.type, enabled=False):  # few values: in full precision
-        squeezed = functional.linear(pooled, first, first_bias)
-        return squeezed, torch.sigmoid(functional.linear(functional.silu(squeezed), second, second_bias))
-
-
-def squeeze_gate_backward(
-    dgate: Tensor, pooled: Tensor, squeezed: Tensor, gate: Tensor, reduce: Tensor, expand: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """(dpooled, gradients of the four parameters)."""
-    sigmoid = torch.sigmoid(squeezed)
-    slope = sigmoid * (1 + squeezed * (1 - sigmoid))  # of SiLU
-    with torch.autocast(pooled.device.type, enabled=False):
-        dexpanded = dgate * gate * (1 - gate)
-        dsqueezed = (dexpanded @ expand.flatten(1).to(gate.dtype)) * slope
-        dexpand = dexpanded.t() @ (squeezed * sigmoid)
-        dreduce = dsqueezed.t() @ pooled
-        dpooled = dsqueezed @ reduce.flatten(1).to(gate.dtype)
-    grads = (dreduce.view_as(reduce), dsqueezed.sum(0), dexpand.view_as(expand), dexpanded.sum(0))
-    return dpooled, grads
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        x, folded, weight, kernel = ctx.saved_tensors
+        dy = channels_last(grads[0])
+        dz, sums, dkernel = norm_silu_depthwise_backward(x, dy, folded, kernel, ctx.stride)
+        dweight, dbias, correction = norm_backward(sums, folded, weight, count(x))
+        return norm_gradient(x, dz, folded, correction), dweight, dbias, dkernel, None, None
 
 
 class NormSiluGate(torch.autograd.Function):
-    """Raw y -> silu(norm(y)) * gate, the gate from squeeze-and-excitation: what the projection reads."""
+    """Raw y -> silu(norm(y)) * gate, the gate from squeeze-and-excitation: what the projection reads.
+
+    ``squeeze``: weight and bias of reduce and expand.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, moments: Moments, eps: float, *squeeze: Tensor
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, of_y: Tensor, norm: nn.BatchNorm2d, *squeeze: Tensor
     ) -> Tensor:
-        norm = fold(weight, bias, moments.mean, moments.variance, eps)
-        pooled = norm_silu_pool(y, norm.scale, norm.shift)
-        squeezed, gate = squeeze_gate(pooled, *squeeze)
-        ctx.save_for_backward(y, pooled, squeezed, gate, *norm, squeeze[0], squeeze[2])
-        ctx.dtype = weight.dtype
-        return norm_silu_gate(y, norm.scale, norm.shift, gate)
+        folded = fold(of_y, norm, count(y))
+        result = squeeze_gate(pool(y, folded), y.shape[2] * y.shape[3], squeeze)
+        ctx.save_for_backward(y, folded, weight, *squeeze, *result)
+        return gated(y, folded, result.gate)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        y, pooled, squeezed, gate, scale, shift, mean, inverse, reduce, expand = ctx.saved_tensors
-        norm, de = Norm(scale, shift, mean, inverse), grads[0].contiguous(memory_format=torch.channels_last)
-        sums = gate_sums(y, de, scale, shift, mean)
-        dpooled, dsqueeze = squeeze_gate_backward(sums.gate, pooled, squeezed, gate, reduce, expand)
-        dpooled = dpooled / (y.shape[2] * y.shape[3])
-        total = (gate * sums.outer + dpooled * sums.inner).sum(0)
-        centred = (gate * sums.outer_centred + dpooled * sums.inner_centred).sum(0)
-        dweight, dbias, correction = norm_backward(norm, total, centred, y.numel() // y.shape[1])
-        dy = gate_gradient(y, de, scale, shift, mean, gate, dpooled, correction)
-        dsqueeze = (grad.to(ctx.dtype) for grad in dsqueeze)
-        return dy, dweight.to(ctx.dtype), dbias.to(ctx.dtype), None, None, *dsqueeze
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        y, folded, weight, *others = ctx.saved_tensors
+        squeeze, result, de = tuple(others[:4]), Gate(*others[4:]), channels_last(grads[0])
+        back = squeeze_gate_backward(gate_sums(y, de, folded), result, y.shape[2] * y.shape[3], squeeze)
+        dweight, dbias, correction = norm_backward(back.norm_sums, folded, weight, count(y))
+        dy = gate_gradient(y, de, folded, result.gate, back.dpooled, correction)
+        return dy, dweight, dbias, None, None, *back.parameters
+
+
+class NormAdd(torch.autograd.Function):
+    """norm(x) * keep + skip, of x and skip (N, C, H, W) and keep [N]; without ``skip``, norm(x)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        skip: Tensor | None,
+        keep: Tensor | None,
+        norm: nn.BatchNorm2d,
+    ) -> Tensor:
+        folded = fold(moments(x), norm, count(x))
+        ctx.save_for_backward(x, folded, weight, keep)
+        ctx.skips = skip is not None
+        return norm_add(x, folded, keep, skip)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        x, folded, weight, keep = ctx.saved_tensors
+        dz = channels_last(grads[0])
+        dweight, dbias, correction = norm_backward(norm_sums(x, dz, folded, keep), folded, weight, count(x))
+        dx = norm_gradient(x, dz, folded, correction, keep)
+        return dx, dweight, dbias, dz if ctx.skips else None, None, None
+
+
+class NormSiluPool(torch.autograd.Function):
+    """Raw y (N, C, H, W) -> the mean over an image of silu(norm(y)) [N, C], in what the kernels compute in."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        folded = fold(moments(y), norm, count(y))
+        ctx.save_for_backward(y, folded, weight)
+        return pool(y, folded) / (y.shape[2] * y.shape[3])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        y, folded, weight = ctx.saved_tensors
+        dpooled = grads[0] / (y.shape[2] * y.shape[3])
+        dweight, dbias, correction = norm_backward(pool_sums(y, folded, dpooled), folded, weight, count(y))
+        return pool_gradient(y, folded, dpooled, correction), dweight, dbias, None

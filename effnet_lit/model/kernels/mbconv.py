@@ -1,4 +1,4 @@
-"""MBConv's training forward by the kernels, for networks in channels_last."""
+"""A network's training forward by the kernels, in channels_last."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def covers(block: MBConv, x: Tensor) -> bool:
     expansion: Any = block.expand
     return (
         plain_in_training(block.depthwise.norm)
+        and plain_in_training(block.project.norm)
         and (not isinstance(expansion, nn.Sequential) or plain_in_training(expansion.norm))
         and type(convolution) is DepthwiseConv2d
         and (x.shape[0] > 1 or max(x.shape[2:]) > convolution.stride[0])
@@ -45,9 +46,15 @@ def covers_stem(stem: ConvNorm, first: MBConv, images: Tensor) -> bool:
     )
 
 
+def covers_head(head: ConvNorm, images: Tensor) -> bool:
+    """Whether the kernels compute the head, with the mean over an image."""
+    return plain_in_training(head.norm) and len(images) > 1
+
+
 def plain_in_training(norm: Any) -> bool:
     """Neither frozen nor synchronised between processes."""
-    return type(norm) is nn.BatchNorm2d and norm.training and norm.track_running_stats and norm.momentum is not None
+    plain = type(norm) is nn.BatchNorm2d and norm.training and norm.track_running_stats and norm.affine
+    return plain and norm.momentum is not None
 
 
 def mbconv_with_kernels(block: MBConv, x: Tensor, stem: ConvNorm | None = None) -> Tensor:
@@ -57,39 +64,45 @@ def mbconv_with_kernels(block: MBConv, x: Tensor, stem: ConvNorm | None = None) 
     rest. Running statistics are updated as by ``nn.BatchNorm2d``.
     """
     assert covers(block, x)
-    from effnet_lit.model.kernels.fused import NormSiluDepthwise, NormSiluGate
-    from effnet_lit.model.kernels.moments import Moments
-    from effnet_lit.model.kernels.pointwise import channel_moments
+    from effnet_lit.model.kernels.fused import NormAdd, NormSiluDepthwise, NormSiluGate, Pointwise, channels_last
+    from effnet_lit.model.kernels.pointwise import moments
 
+    x = channels_last(in_autocast(x))
     norm, convolution = block.depthwise.norm, block.depthwise.conv
     before: Any = block.expand if isinstance(block.expand, nn.Sequential) else stem
     if before is not None:
-        raw, first = channels_last(before.conv(x)), before.norm
-        moments = channel_moments(raw.detach())
-        update_running(first, *moments)
-        arguments = (first.weight, first.bias, moments, first.eps, convolution.weight, convolution.stride[0])
-        y, mean, variance = NormSiluDepthwise.apply(raw, *arguments)
-        moments = Moments(mean, variance, y.numel() // y.shape[1])
+        raw = Pointwise.apply(x, before.conv.weight) if stem is None else channels_last(before.conv(x))
+        parameters = before.norm.weight, before.norm.bias, convolution.weight
+        y, of_y = NormSiluDepthwise.apply(raw, *parameters, before.norm, convolution.stride[0])
     else:
         y = channels_last(convolution(x))
-        moments = channel_moments(y.detach())
-    update_running(norm, *moments)
+        of_y = moments(y.detach())
     reduce, expand = block.squeeze_excite.reduce, block.squeeze_excite.expand
-    squeeze = (reduce.weight, reduce.bias, expand.weight, expand.bias)
-    y = block.project(NormSiluGate.apply(y, norm.weight, norm.bias, moments, norm.eps, *squeeze))
-    return x + block.drop_path(y) if block.has_skip else y
+    squeeze = reduce.weight, reduce.bias, expand.weight, expand.bias
+    e = NormSiluGate.apply(y, norm.weight, norm.bias, of_y, norm, *squeeze)
+    last = block.project.norm
+    raw = Pointwise.apply(e, block.project.conv.weight)
+    skip, keep = (x, kept(block, x)) if block.has_skip else (None, None)
+    return NormAdd.apply(raw, last.weight, last.bias, skip, keep, last)
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Copies only what was not."""
-    return x.contiguous(memory_format=torch.channels_last)
+def head_with_kernels(head: ConvNorm, x: Tensor) -> Tensor:
+    """The mean over an image of ``head(x)``, [N, C]."""
+    from effnet_lit.model.kernels.fused import NormSiluPool, Pointwise, channels_last
+
+    raw = Pointwise.apply(channels_last(in_autocast(x)), head.conv.weight)
+    return NormSiluPool.apply(raw, head.norm.weight, head.norm.bias, head.norm)
 
 
-@torch.no_grad()
-def update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Running mean and unbiased variance, as ``nn.BatchNorm2d`` does."""
-    assert norm.momentum is not None and norm.num_batches_tracked is not None
-    assert norm.running_mean is not None and norm.running_var is not None
-    norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-    norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
+def in_autocast(x: Tensor) -> Tensor:
+    """In the type that convolutions compute in."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def kept(block: MBConv, x: Tensor) -> Tensor | None:
+    """What stochastic depth multiplies each image by [N], as ``StochasticDepth`` in mode "row"; None where by 1."""
+    survives = 1.0 - block.drop_path.p
+    if survives == 1.0:
+        return None
+    return torch.empty(len(x), device=x.device).bernoulli_(survives).div_(survives)

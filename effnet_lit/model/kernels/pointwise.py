@@ -1,8 +1,6 @@
-"""Passes over (N, C, H, W) in channels_last that activate what they read: moments, squeeze, gate, and the gradients of
-those.
+"""Passes over (N, C, H, W) in channels_last: moments, and what activates what it reads, and the gradients of that.
 
-Each is an operator of PyTorch, so torch.compile calls it as it is; they take and give what convolutions do, since the
-compiler would copy what has to be seen in another shape.
+``folded`` is a BatchNorm, see ``fold``; ``keep`` is what stochastic depth multiplies an image by.
 """
 
 from __future__ import annotations
@@ -12,29 +10,28 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.library import custom_op
 
 from effnet_lit.model.kernels.moments import (
-    FUSED_MULTIPLY_ADD,
-    Moments,
     arithmetic,
     channel_block,
-    merge,
+    launch,
     triton_arithmetic,
 )
 from effnet_lit.model.kernels.pointwise_kernels import (
-    activate_kernel,
+    add_kernel,
     gate_gradient_kernel,
     gate_kernel,
     gate_sums_kernel,
     moments_kernel,
     norm_gradient_kernel,
+    norm_sums_kernel,
+    pool_gradient_kernel,
     pool_kernel,
+    pool_sums_kernel,
 )
 
-WARPS = 4
 BLOCK_VALUES = 512  # of a [BLOCK_P, BLOCK_C] tensor: 4 for each thread
-PROGRAMS_WANTED = 4096  # several for each multiprocessor of a large GPU
+PROGRAMS_WANTED = 2048  # several for each multiprocessor of a large GPU
 LONGEST_RUN = 128  # blocks of pixels
 
 
@@ -63,12 +60,14 @@ def cut_of(images: int, pixels: int, channels: int) -> Cut:
     return Cut(images, pixels, channels, triton.cdiv(blocks, steps), steps, block)
 
 
-def launch(kernel: Any, arguments: tuple[Tensor | int, ...], cut: Cut) -> None:
+def run(kernel: Any, arguments: tuple[Tensor | int, ...], cut: Cut, **options: bool) -> None:
     """``arguments`` are what the kernel takes before ``pixels``; the first tells the type to compute in."""
     x = arguments[0]
     assert isinstance(x, Tensor)
     assert channels_last(*(a for a in arguments if isinstance(a, Tensor) and a.shape == x.shape))
-    kernel[(cut.programs * triton.cdiv(cut.channels, cut.block),)](
+    launch(
+        kernel,
+        cut.programs * triton.cdiv(cut.channels, cut.block),
         *arguments,
         cut.pixels,
         cut.runs,
@@ -77,8 +76,7 @@ def launch(kernel: Any, arguments: tuple[Tensor | int, ...], cut: Cut) -> None:
         BLOCK_P=BLOCK_VALUES // cut.block,
         BLOCK_C=cut.block,
         ACC=triton_arithmetic(x.dtype),
-        num_warps=WARPS,
-        **FUSED_MULTIPLY_ADD,
+        **options,
     )
 
 
@@ -93,142 +91,101 @@ def by_image(x: Tensor) -> Cut:
     return cut_of(images, height * width, channels)
 
 
-def channel_moments(x: Tensor) -> Moments:
-    """Of x (N, C, H, W) over all but the channels."""
-    return merge(partial_moments(x), x.numel() // x.shape[1])
-
-
 def all_pixels(x: Tensor) -> Cut:
     """For x (N, C, H, W), as if it were one image."""
     return cut_of(1, x.numel() // x.shape[1], x.shape[1])
 
 
-@custom_op("effnet_lit::moments", mutates_args=())
-def partial_moments(x: Tensor) -> Tensor:
-    """[3, programs, C], see ``store_moments``."""
-    partial, cut = partial_moments_like(x), all_pixels(x)
-    launch(moments_kernel, (x, partial, cut.programs), cut)
-    return partial
+def sums_like(x: Tensor, *shape: int) -> Tensor:
+    """Without contents, in the type that kernels compute x in."""
+    return torch.empty(shape, dtype=arithmetic(x.dtype), device=x.device)
 
 
-@partial_moments.register_fake
-def partial_moments_like(x: Tensor) -> Tensor:
-    """Without contents."""
-    return torch.empty(3, all_pixels(x).programs, x.shape[1], dtype=arithmetic(x.dtype), device=x.device)
+def moments(x: Tensor) -> Tensor:
+    """Of x (N, C, H, W): [3, programs, C], see ``store_moments``."""
+    cut = all_pixels(x)
+    result = sums_like(x, 3, cut.programs, cut.channels)
+    run(moments_kernel, (x, result, cut.programs), cut)
+    return result
 
 
-@custom_op("effnet_lit::norm_silu", mutates_args=())
-def norm_silu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """silu(x * scale + shift) of x (N, C, H, W)."""
-    activated = torch.empty_like(x)
-    launch(activate_kernel, (x, scale, shift, activated), by_image(x))
-    return activated
+def of_images(sums: Tensor, cut: Cut) -> Tensor:
+    """What the runs of an image wrote [..., N, runs, C] -> [..., N, C]."""
+    return sums.squeeze(-2) if cut.runs == 1 else sums.sum(-2)
 
 
-@norm_silu.register_fake
-def _(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def norm_silu_pool(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """y (N, C, H, W) -> the mean of silu(y * scale + shift) over an image [N, C], in float32 (float64 of float64)."""
-    return partial_pool(y, scale, shift).sum(1) / (y.shape[2] * y.shape[3])
-
-
-@custom_op("effnet_lit::norm_silu_pool", mutates_args=())
-def partial_pool(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Sums [N, runs, C]."""
-    sums = partial_pool_like(y, scale, shift)
-    launch(pool_kernel, (y, scale, shift, sums), by_image(y))
-    return sums
-
-
-@partial_pool.register_fake
-def partial_pool_like(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Without contents."""
+def pool(y: Tensor, folded: Tensor) -> Tensor:
+    """Sums of silu(y * scale + shift) over an image's pixels [N, C]."""
     cut = by_image(y)
-    return torch.empty(cut.images, cut.runs, cut.channels, dtype=arithmetic(y.dtype), device=y.device)
+    sums = sums_like(y, cut.images, cut.runs, cut.channels)
+    run(pool_kernel, (y, *folded[:2], sums), cut)
+    return of_images(sums, cut)
 
 
-@custom_op("effnet_lit::norm_silu_gate", mutates_args=())
-def norm_silu_gate(y: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
+def gated(y: Tensor, folded: Tensor, gate: Tensor) -> Tensor:
     """silu(y * scale + shift) * gate of y (N, C, H, W) and gate [N, C]."""
     e = torch.empty_like(y)
-    launch(gate_kernel, (y, scale, shift, gate, e), by_image(y))
+    run(gate_kernel, (y, *folded[:2], gate, e), by_image(y))
     return e
 
 
-@norm_silu_gate.register_fake
-def _(y: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
-    return torch.empty_like(y)
-
-
-class GateSums(NamedTuple):
-    """Sums over an image [N, C], with a = silu(z), s = silu'(z): all that the gate's and the norm's gradients need,
-    since dz = (de * gate + dpooled / pixels) * s is linear in values of an image."""
-
-    gate: Tensor  # de * a
-    outer: Tensor  # de * s
-    inner: Tensor  # s
-    outer_centred: Tensor  # de * s * (y - mean)
-    inner_centred: Tensor  # s * (y - mean)
-
-
-def gate_sums(y: Tensor, de: Tensor, scale: Tensor, shift: Tensor, mean: Tensor) -> GateSums:
-    """One pass over y and de (N, C, H, W)."""
-    return GateSums(*partial_gate_sums(y, de, scale, shift, mean).sum(2))
-
-
-@custom_op("effnet_lit::gate_sums", mutates_args=())
-def partial_gate_sums(y: Tensor, de: Tensor, scale: Tensor, shift: Tensor, mean: Tensor) -> Tensor:
-    """[5, N, runs, C]."""
-    cut, sums = by_image(y), partial_gate_sums_like(y, de, scale, shift, mean)
-    launch(gate_sums_kernel, (y, de, scale, shift, mean, sums, cut.programs), cut)
-    return sums
-
-
-@partial_gate_sums.register_fake
-def partial_gate_sums_like(y: Tensor, de: Tensor, scale: Tensor, shift: Tensor, mean: Tensor) -> Tensor:
-    """Without contents."""
+def gate_sums(y: Tensor, de: Tensor, folded: Tensor) -> Tensor:
+    """[5, N, C], sums over an image, with a = silu(z) and s = silu'(z): of de * a for the gate; of de * s, s,
+    de * s * (y - mean) and s * (y - mean) for the BatchNorm, since dz = (de * gate + dpooled) * s is linear in values
+    of an image."""
     cut = by_image(y)
-    return torch.empty(5, cut.images, cut.runs, cut.channels, dtype=arithmetic(y.dtype), device=y.device)
+    sums = sums_like(y, 5, cut.images, cut.runs, cut.channels)
+    run(gate_sums_kernel, (y, de, *folded[:3], sums, cut.programs), cut)
+    return of_images(sums, cut)
 
 
-@custom_op("effnet_lit::gate_gradient", mutates_args=())
-def gate_gradient(
-    y: Tensor,
-    de: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    mean: Tensor,
-    gate: Tensor,
-    dpooled: Tensor,
-    correction: Tensor,
-) -> Tensor:
+def gate_gradient(y: Tensor, de: Tensor, folded: Tensor, gate: Tensor, dpooled: Tensor, correction: Tensor) -> Tensor:
     """Gradient with regard to y (N, C, H, W), through activation and BatchNorm.
 
     Args:
         dpooled: [N, C], the gradient of the image's mean over its number of pixels.
-        correction: [2, C], see ``norm_gradient``.
+        correction: [2, C], see ``norm_backward``.
     """
     dy = torch.empty_like(y)
-    launch(gate_gradient_kernel, (y, de, scale, shift, mean, gate, dpooled, correction, dy), by_image(y))
+    run(gate_gradient_kernel, (y, de, *folded[:3], gate, dpooled, correction, dy), by_image(y))
     return dy
 
 
-@gate_gradient.register_fake
-def _(y: Tensor, *others: Tensor) -> Tensor:
-    return torch.empty_like(y)
+def pool_sums(y: Tensor, folded: Tensor, dpooled: Tensor) -> Tensor:
+    """[2, programs, C] of dz = dpooled * silu'(z), [N, C] to every pixel, and of dz * (y - mean)."""
+    cut = by_image(y)
+    sums = sums_like(y, 2, cut.programs, cut.channels)
+    run(pool_sums_kernel, (y, *folded[:3], dpooled, sums, cut.programs), cut)
+    return sums
 
 
-@custom_op("effnet_lit::norm_gradient", mutates_args=())
-def norm_gradient(dz: Tensor, x: Tensor, scale: Tensor, mean: Tensor, correction: Tensor) -> Tensor:
-    """scale * dz - correction[0] - correction[1] * (x - mean), the BatchNorm's gradient."""
+def pool_gradient(y: Tensor, folded: Tensor, dpooled: Tensor, correction: Tensor) -> Tensor:
+    """As ``gate_gradient``, where only the mean over an image has a gradient."""
+    dy = torch.empty_like(y)
+    run(pool_gradient_kernel, (y, *folded[:3], dpooled, correction, dy), by_image(y))
+    return dy
+
+
+def norm_add(x: Tensor, folded: Tensor, keep: Tensor | None, skip: Tensor | None) -> Tensor:
+    """(x * scale + shift) * keep + skip of x and skip (N, C, H, W) and keep [N]."""
+    out = torch.empty_like(x)
+    tensors = (x, x if skip is None else skip, *folded[:2], x if keep is None else keep, out)
+    run(add_kernel, tensors, by_image(x), SKIP=skip is not None, KEEP=keep is not None)
+    return out
+
+
+def norm_sums(x: Tensor, dz: Tensor, folded: Tensor, keep: Tensor | None) -> Tensor:
+    """[2, programs, C] of dz * keep and of dz * keep * (x - mean)."""
+    cut = by_image(x)
+    sums = sums_like(x, 2, cut.programs, cut.channels)
+    tensors = (x, dz, folded[2], x if keep is None else keep, sums, cut.programs)
+    run(norm_sums_kernel, tensors, cut, KEEP=keep is not None)
+    return sums
+
+
+def norm_gradient(x: Tensor, dz: Tensor, folded: Tensor, correction: Tensor, keep: Tensor | None = None) -> Tensor:
+    """scale * keep * dz - correction[0] - correction[1] * (x - mean), the BatchNorm's gradient."""
     dx = torch.empty_like(x)
-    launch(norm_gradient_kernel, (x, dz, scale, mean, correction, dx), by_image(x))
+    tensors = (x, dz, folded[0], folded[2], correction, x if keep is None else keep, dx)
+    run(norm_gradient_kernel, tensors, by_image(x), KEEP=keep is not None)
     return dx
-
-
-@norm_gradient.register_fake
-def _(dz: Tensor, x: Tensor, scale: Tensor, mean: Tensor, correction: Tensor) -> Tensor:
-    return torch.empty_like(x)

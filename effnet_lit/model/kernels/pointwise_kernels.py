@@ -102,28 +102,6 @@ def pool_kernel(
 
 
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
-def activate_kernel(
-    x,
-    scale,
-    shift,
-    activated,
-    pixels,
-    runs,
-    steps,
-    C,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
-    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
-    for t in range(steps):
-        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
-        value = load_activated(x, offset, inside, a, b, ACC)
-        tl.store(activated + offset, value.to(activated.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=LEAST_SPECIAL)
 def gate_kernel(
     y,
     scale,
@@ -224,13 +202,47 @@ def gate_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
-def norm_gradient_kernel(
-    x,
-    dz,
+def pool_sums_kernel(
+    y,
     scale,
+    shift,
     mean,
+    dpooled,
+    sums,
+    programs,
+    pixels,
+    runs,
+    steps,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Of dz = dpooled * silu'(z) and of dz * (y - mean)."""
+    program, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
+    centre, pooled = of_channel(mean, channel, C, ACC), of_channel(dpooled + image * C, channel, C, ACC)
+    total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    centred = total
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        value = tl.load(y + offset, mask=inside, other=0.0).to(ACC)
+        dz = tl.where(inside, pooled * silu_slope(value * a + b), 0.0)
+        total += dz
+        centred += dz * (value - centre)
+    store_sum(sums, total, program, channel, C)
+    store_sum(sums + tl.cast(programs, tl.int64) * C, centred, program, channel, C)
+
+
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
+def pool_gradient_kernel(
+    y,
+    scale,
+    shift,
+    mean,
+    dpooled,
     correction,
-    dx,
+    dy,
     pixels,
     runs,
     steps,
@@ -240,8 +252,107 @@ def norm_gradient_kernel(
     ACC: tl.constexpr,
 ):
     _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
+    centre, pooled = of_channel(mean, channel, C, ACC), of_channel(dpooled + image * C, channel, C, ACC)
+    constant, slope = of_channel(correction, channel, C, ACC), of_channel(correction + C, channel, C, ACC)
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        value = tl.load(y + offset, mask=inside, other=0.0).to(ACC)
+        dz = pooled * silu_slope(value * a + b)
+        result = a * dz - constant - slope * (value - centre)
+        tl.store(dy + offset, result.to(dy.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
+def add_kernel(
+    x,
+    skip,
+    scale,
+    shift,
+    keep,
+    out,
+    pixels,
+    runs,
+    steps,
+    C,
+    SKIP: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """(x * scale + shift) * keep + skip; ``keep`` is the image's."""
+    _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
+    if KEEP:
+        kept = tl.load(keep + image).to(ACC)
+        a, b = a * kept, b * kept
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        result = tl.load(x + offset, mask=inside, other=0.0).to(ACC) * a + b
+        if SKIP:
+            result += tl.load(skip + offset, mask=inside, other=0.0).to(ACC)
+        tl.store(out + offset, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
+def norm_sums_kernel(
+    x,
+    dz,
+    mean,
+    keep,
+    sums,
+    programs,
+    pixels,
+    runs,
+    steps,
+    C,
+    KEEP: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Of dz * keep and of dz * keep * (x - mean)."""
+    program, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
+    centre = of_channel(mean, channel, C, ACC)
+    total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    centred = total
+    for t in range(steps):
+        offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
+        value = tl.load(x + offset, mask=inside, other=0.0).to(ACC)
+        grad = tl.load(dz + offset, mask=inside, other=0.0).to(ACC)
+        total += grad
+        centred += grad * (value - centre)
+    if KEEP:
+        kept = tl.load(keep + image).to(ACC)
+        total, centred = total * kept, centred * kept
+    store_sum(sums, total, program, channel, C)
+    store_sum(sums + tl.cast(programs, tl.int64) * C, centred, program, channel, C)
+
+
+@triton.jit(do_not_specialize=LEAST_SPECIAL)
+def norm_gradient_kernel(
+    x,
+    dz,
+    scale,
+    mean,
+    correction,
+    keep,
+    dx,
+    pixels,
+    runs,
+    steps,
+    C,
+    KEEP: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    _, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
     a, centre = of_channel(scale, channel, C, ACC), of_channel(mean, channel, C, ACC)
     constant, slope = of_channel(correction, channel, C, ACC), of_channel(correction + C, channel, C, ACC)
+    if KEEP:
+        a = a * tl.load(keep + image).to(ACC)
     for t in range(steps):
         offset, inside = block(image, first + t * BLOCK_P, pixels, channel, C, BLOCK_P)
         value = tl.load(x + offset, mask=inside, other=0.0).to(ACC)

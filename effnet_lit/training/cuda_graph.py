@@ -1,0 +1,142 @@
+"""A network's training step by the kernels of ``model.kernels``, as two CUDA graphs: forward and backward, each started
+by one call. A GPU then does not wait for Python between hundreds of small kernels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effnet_lit.model.efficientnet import EfficientNet
+from effnet_lit.model.kernels.mbconv import available
+from effnet_lit.training.compiling import Decision
+
+# On an H200's machine (docs/decisions/gpu.md) the kernels took 45 s to compile before the first step, once for all
+# runs, and steps took 55% less time at batch 256 than eager ones, more at smaller batches.
+KERNEL_SECONDS = 45.0
+TIME_SAVED = 0.5
+MEASURED_CAPABILITIES = ((9, 0),)  # Hopper
+WARM_UP = 3  # steps in which libraries choose algorithms and kernels are compiled
+
+
+def decide_kernels(choice: str, network: nn.Module, accelerator: str, steps: int, step_seconds: float) -> Decision:
+    """Whether to train by kernels of our own, and why in one sentence; ``choice`` is ``model.kernels``, "on" or "off"
+    or "auto", which compares what compiling them takes with what all steps win back, on GPUs where that was measured.
+
+    Args:
+        step_seconds: of one eager step, measured.
+    """
+    if choice != "auto":
+        return Decision(choice == "on", f"model.kernels={choice}")
+    if accelerator != "gpu" or not isinstance(network, EfficientNet) or not available():
+        return Decision(False, "for EfficientNet on a CUDA GPU with Triton")
+    if network.gradient_checkpointing != "off":
+        return Decision(False, f"not with gradient checkpointing {network.gradient_checkpointing}")
+    if torch.cuda.get_device_capability() not in MEASURED_CAPABILITIES:
+        return Decision(False, "not measured on a GPU of this kind; try model.kernels=on")
+    saved = steps * step_seconds * TIME_SAVED
+    sums = f"{steps:,} steps win back about {saved:,.0f} s of the {KERNEL_SECONDS:.0f} s that compiling takes at most"
+    return Decision(saved > KERNEL_SECONDS, sums)
+
+
+class CapturedNetwork:
+    """``network`` in training, on a GPU; images of another shape than the first batch's go to the network itself.
+
+    What is captured stays bound to the parameters' memory, which may change its contents but not its place.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.graphs: Graphs | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.graphs is None:
+            self.graphs = Graphs(self.network, images)
+        if images.shape != self.graphs.images.shape:
+            return self.network(images)
+        return Replay.apply(self.graphs, images, self.graphs.parameters[0])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedNetwork:
+        return CapturedNetwork(copy.deepcopy(self.network, memo))
+
+
+class Graphs:
+    """Recorded with the first batch's shape, in the autocast that is on; buffers and random numbers do not move."""
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        self.network = network
+        self.images = images.clone(memory_format=torch.channels_last)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        buffers = [buffer.clone() for buffer in network.buffers()]
+        device = images.device.type
+        dtype, on = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        with torch.autocast(device, dtype, on, cache_enabled=False):  # casts belong to every replay
+            self.record()
+        for buffer, value in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+
+    def record(self) -> None:
+        """Run a few steps, then both passes once more for the graphs."""
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.random.fork_rng([self.images.device]):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    self.logits = self.network(self.images)
+                    self.dlogits = torch.zeros_like(self.logits)
+                    self.gradients = self.compute_gradients()
+            del self.logits, self.gradients
+            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.empty_cache()
+            mode = "thread_local"  # other threads may pin memory meanwhile
+            with torch.cuda.graph(self.forward, capture_error_mode=mode):
+                self.logits = self.network(self.images)
+            with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode=mode):
+                self.gradients = self.compute_gradients()
+
+    def compute_gradients(self) -> list[Tensor]:
+        """Of the parameters, from ``dlogits``."""
+        gradients = torch.autograd.grad(self.logits, self.parameters, self.dlogits)
+        return [laid_out(*pair) for pair in zip(gradients, self.parameters, strict=True)]
+
+    def release_gradients(self) -> None:
+        """Those of a micro-batch before, to which others will be added, move out of the memory that a replay writes."""
+        if self.parameters[0].grad is self.gradients[0]:
+            for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+                parameter.grad = gradient.clone()
+
+
+def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """With the parameter's strides, which fused optimisers ask for; copied only where the order in memory differs."""
+    triples = zip(parameter.shape, gradient.stride(), parameter.stride(), strict=True)
+    if all(size == 1 or found == wanted for size, found, wanted in triples):
+        return gradient.as_strided(parameter.shape, parameter.stride())
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+class Replay(torch.autograd.Function):
+    """Images -> logits. Gradients go to the parameters themselves, since autograd takes longer over hundreds of them
+    than small batches take on a GPU; ``anchor`` stands for all in autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, graphs: Graphs, images: Tensor, anchor: Tensor) -> Tensor:
+        ctx.graphs = graphs
+        graphs.release_gradients()
+        graphs.images.copy_(images)
+        graphs.forward.replay()
+        return graphs.logits.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        graphs: Graphs = ctx.graphs
+        graphs.dlogits.copy_(grads[0])
+        graphs.backward.replay()
+        for parameter, gradient in zip(graphs.parameters, graphs.gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad += gradient
+        return None, None, None
