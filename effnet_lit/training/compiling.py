@@ -10,8 +10,8 @@ from torch import nn
 
 from effnet_lit.config import UserError
 
-# On an H200's machine (docs/decisions/gpu.md) a training step took 97 to 140 s to compile, beside other programs, and
-# at batch 256 compiled steps took 32% less time than eager ones.
+# On an H200's machine (docs/decisions/gpu.md) a training step took 97 to 142 s to compile, beside other programs, and
+# at batch 256 compiled steps took 33% less time than eager ones.
 COMPILE_SECONDS = 90.0
 TIME_SAVED = 0.3
 OLDEST_CAPABILITY = (7, 0)  # Triton's
