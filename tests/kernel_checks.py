@@ -125,6 +125,10 @@ def test_more_elements_than_32_bits_count() -> None:
     y, _ = norm_silu_depthwise(x, norm, weight, 2)
     first, _ = norm_silu_depthwise(x[:1], norm, weight, 2)
     torch.testing.assert_close(y[-1:], first)
+    dz, _, _ = norm_silu_depthwise_backward(x, y, norm, weight, 2)
+    first_dz, _, _ = norm_silu_depthwise_backward(x[:1], y[:1], norm, weight, 2)
+    torch.testing.assert_close(dz[-1:], first_dz)
+    del dz
     gate = torch.ones(1800, 96, device=DEVICE)
     torch.testing.assert_close(pointwise.gated(x, norm, gate)[-1:], pointwise.gated(x[:1], norm, gate[:1]))
 

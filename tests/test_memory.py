@@ -14,7 +14,7 @@ from effnet_lit.model.cpu.threads import each, together
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.zoo import create_model
 from effnet_lit.training import step_plan
-from effnet_lit.training.memory import CPU_HEAPS, LiveBytes, free_ram, step_peak, with_overhead
+from effnet_lit.training.memory import CPU_HEAPS, LiveBytes, evaluation_peak, free_ram, step_peak, with_overhead
 from effnet_lit.training.step_plan import MemoryPlan, Trial, candidates, plan_memory, verified
 
 
@@ -121,6 +121,17 @@ def config(batch_size: int = 64, mode: str = "auto", micro_batch: int | str = "a
     result.data.image_size, result.model.gradient_checkpointing = 224, mode
     result.training.micro_batch = micro_batch
     return result
+
+
+def test_graphs_leave_validation_its_own_memory() -> None:
+    """A step's memory stays theirs, so both are needed at once; and what graphs cannot do is not tried."""
+    wanted = config(16)
+    wanted.data.eval_size = 96
+    plain = plan_memory(wanted, network(), "cpu", "32-true", 10**11)
+    wanted.model.kernels = "on"
+    graphs = plan_memory(wanted, network(), "cpu", "32-true", 10**11)
+    assert graphs.bytes > plain.bytes + evaluation_peak(network(), 32, 96, "cpu", "32-true")
+    assert {mode for _, _, mode in candidates(wanted, network())} == {"off"}
 
 
 @pytest.fixture

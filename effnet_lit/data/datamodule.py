@@ -16,6 +16,7 @@ from effnet_lit.data.balance import class_weights
 from effnet_lit.data.cache import DecodedOnDemand
 from effnet_lit.data.prepare import PreparedData
 
+EVALUATION_BATCH = 2  # times the batch: nothing is kept for backward
 Batch = tuple[np.ndarray, np.ndarray | None]  # image numbers within the part, random numbers for training
 
 
@@ -164,10 +165,10 @@ class ClassFolderDataModule(lightning.LightningDataModule):
         return self.loader("train", self.train_sampler())
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self.loader("val", InOrder(len(self.data.part("val")), 2 * self.batch_size))
+        return self.loader("val", InOrder(len(self.data.part("val")), EVALUATION_BATCH * self.batch_size))
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self.loader("test", InOrder(len(self.data.part("test")), 2 * self.batch_size))
+        return self.loader("test", InOrder(len(self.data.part("test")), EVALUATION_BATCH * self.batch_size))
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Where the images lie on the device, gather the batch there."""

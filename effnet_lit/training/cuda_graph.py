@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from effnet_lit.config import Config, UserError
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.kernels.mbconv import available
 from effnet_lit.training.compiling import Decision
@@ -16,24 +17,33 @@ from effnet_lit.training.compiling import Decision
 # On an H200's machine (docs/decisions/gpu.md) the kernels took up to 45 s to compile before the first step, once for
 # all runs, and at batch 256 steps took 60% less time than eager ones.
 KERNEL_SECONDS = 45.0
-TIME_SAVED = 0.5
+TIME_SAVED = 0.6
 MEASURED_CAPABILITIES = ((9, 0),)  # Hopper
 WARM_UP = 3  # steps in which libraries choose algorithms and kernels are compiled
 
 
-def decide_kernels(choice: str, network: nn.Module, accelerator: str, steps: int, step_seconds: float) -> Decision:
-    """Whether to train by kernels of our own, and why in one sentence; ``choice`` is ``model.kernels``, "on" or "off"
-    or "auto", which compares what compiling them takes with what all steps win back, on GPUs where that was measured.
+def decide_kernels(config: Config, network: nn.Module, accelerator: str, steps: int, step_seconds: float) -> Decision:
+    """Whether to train by kernels of our own, and why in one sentence; ``model.kernels=auto`` compares what compiling
+    them takes with what all steps win back, on GPUs where that was measured.
 
     Args:
         step_seconds: of one eager step, measured.
+
+    Raises:
+        UserError: "on" with something that the kernels do not compute.
     """
-    if choice != "auto":
-        return Decision(choice == "on", f"model.kernels={choice}")
-    if accelerator != "gpu" or not isinstance(network, EfficientNet) or not available():
-        return Decision(False, "for EfficientNet on a CUDA GPU with Triton")
-    if network.gradient_checkpointing != "off":
-        return Decision(False, f"not with gradient checkpointing {network.gradient_checkpointing}")
+    choice = config.model.kernels
+    if choice == "off":
+        return Decision(False, "model.kernels=off")
+    obstacle = why_not(config, network)
+    if choice == "on":
+        if obstacle:
+            raise UserError(f"model.kernels=on cannot work: {obstacle}; use model.kernels=off.")
+        return Decision(True, "model.kernels=on")
+    if accelerator != "gpu" or not available():
+        return Decision(False, "for CUDA GPUs with Triton")
+    if obstacle:
+        return Decision(False, obstacle)
     if torch.cuda.get_device_capability() not in MEASURED_CAPABILITIES:
         return Decision(False, "not measured on a GPU of this kind; try model.kernels=on")
     saved = steps * step_seconds * TIME_SAVED
@@ -41,10 +51,24 @@ def decide_kernels(choice: str, network: nn.Module, accelerator: str, steps: int
     return Decision(saved > KERNEL_SECONDS, sums)
 
 
+def why_not(config: Config, network: nn.Module) -> str:
+    """What the kernels do not compute, or nothing."""
+    if not isinstance(network, EfficientNet):
+        return f"they are for EfficientNet, not for {config.model.name}"
+    if network.architecture["padding"] == "same":
+        return "they do not pad as TensorFlow's weights need it"
+    if config.training.batchnorm == "frozen":
+        return "they compute BatchNorm in training, not training.batchnorm=frozen"
+    if network.gradient_checkpointing != "off":
+        return f"they keep too little to combine with gradient checkpointing {network.gradient_checkpointing}"
+    return ""
+
+
 class CapturedNetwork:
     """``network`` in training, on a GPU; images of another shape than the first batch's go to the network itself.
 
-    What is captured stays bound to the parameters' memory, which may change its contents but not its place.
+    What is captured stays bound to the parameters' memory, which may change its contents but not its place. A backward
+    pass belongs to the forward pass just before it.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -88,9 +112,9 @@ class Graphs:
                     self.logits = self.network(self.images)
                     self.dlogits = torch.zeros_like(self.logits)
                     self.gradients = self.compute_gradients()
-            del self.logits, self.gradients
             torch.cuda.current_stream().wait_stream(aside)
-            torch.cuda.empty_cache()
+            self.dlogits = torch.zeros_like(self.logits)
+            del self.logits, self.gradients
             mode = "thread_local"  # other threads may pin memory meanwhile
             with torch.cuda.graph(self.forward, capture_error_mode=mode):
                 self.logits = self.network(self.images)

@@ -123,11 +123,14 @@ def train_everything(
     if plan.compiling.on:
         compile_network(network)
     module, datamodule, trainer = build_training(config, data, network, run_dir, console)
-    if plan.kernels.on and plan.memory.mode == "off":
+    if plan.kernels.on:
         module.captured = CapturedNetwork(network)
     write_settings(run_dir, config, data)
     point_latest(run_dir)
-    train(trainer, module, datamodule, checkpoint, run_dir)
+    try:
+        train(trainer, module, datamodule, checkpoint, run_dir)
+    finally:
+        module.captured = None  # the memory of graphs, which measuring the network needs
     (waiting,) = (callback for callback in trainer.callbacks if isinstance(callback, DataWait))  # type: ignore[attr-defined]
     return waiting
 

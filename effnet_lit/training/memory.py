@@ -92,6 +92,17 @@ def step_peak(network: nn.Module, batch_size: int, image_size: int, device: str,
     return tracker.peak
 
 
+def evaluation_peak(network: nn.Module, batch_size: int, image_size: int, device: str, precision: str) -> int:
+    """Bytes of tensors alive at the peak of a forward pass in evaluation, without parameters and buffers."""
+    twin = copy.deepcopy(network).eval()
+    with FakeTensorMode() as fake, torch.no_grad():
+        twin = twin._apply(lambda tensor: fake.from_tensor(tensor).to(device))
+        with LiveBytes() as tracker, autocast(device, precision):
+            shape = (batch_size, 3, image_size, image_size)
+            twin(torch.empty(shape, device=device).to(memory_format=torch.channels_last))
+    return sum(tracker.peak)
+
+
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     """As Lightning casts."""
     kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

@@ -105,6 +105,11 @@ class Classifier(lightning.LightningModule):
             on_epoch=True,
         )
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.captured is not None:  # else gradients would be in the next replay's way, and be copied
+            optimizer.zero_grad()
+
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.network, peak_rate(self.config), self.config.training)
         schedule = build_schedule(optimizer, self.total_steps, self.config.training)

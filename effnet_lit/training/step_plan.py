@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from effnet_lit.config import Config, UserError
+from effnet_lit.data.datamodule import EVALUATION_BATCH
 from effnet_lit.model.checkpointing import MODES
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.zoo import set_gradient_checkpointing, use_kernels
 from effnet_lit.training.compiling import Decision, decide
 from effnet_lit.training.cuda_graph import decide_kernels
 from effnet_lit.training.hardware import Hardware
-from effnet_lit.training.memory import autocast, free_ram, step_peak, with_overhead
+from effnet_lit.training.memory import autocast, evaluation_peak, free_ram, step_peak, with_overhead
 
 USABLE = 0.9  # of the free memory: the rest is for what other programs take meanwhile
 SMALLEST_MICRO_BATCH = 4  # BatchNorm's statistics of fewer images are noise
@@ -74,7 +75,7 @@ def plan_step(config: Config, hardware: Hardware, network: nn.Module, images: in
         plan, seconds = verified(plan, trial)
     config.model.gradient_checkpointing, config.training.micro_batch = plan.mode, plan.micro_batch
     micro_batches = config.epochs * (images // plan.micro_batch)
-    kernels = decide_kernels(config.model.kernels, network, hardware.accelerator, micro_batches, seconds)
+    kernels = decide_kernels(config, network, hardware.accelerator, micro_batches, seconds)
     if kernels.on:
         use_kernels(network)
         return StepPlan(plan, kernels, Decision(False, "not compiled: the kernels are"))
@@ -92,7 +93,13 @@ def plan_memory(config: Config, network: nn.Module, device: str, precision: str,
     assert isinstance(size, int)
     for micro_batch, times, mode in candidates(config, network):
         set_gradient_checkpointing(network, mode)
-        least = with_overhead(step_peak(network, micro_batch, size, device, precision), device, mode)
+        peak = step_peak(network, micro_batch, size, device, precision)
+        if config.model.kernels == "on" and mode == "off":  # graphs keep a step's memory while validation takes its own
+            assert isinstance(config.data.eval_size, int)
+            images = EVALUATION_BATCH * micro_batch
+            evaluated = evaluation_peak(network, images, config.data.eval_size, device, precision)
+            peak = peak._replace(by_caller=peak.by_caller + evaluated)
+        least = with_overhead(peak, device, mode)
         if not available or least <= USABLE * available:
             return MemoryPlan(micro_batch, times, mode, least, available)
     raise UserError(
@@ -105,7 +112,8 @@ def candidates(config: Config, network: nn.Module) -> Iterator[tuple[int, int, s
     """(micro-batch, times, mode), the fastest first."""
     batch, micro, mode = config.batch_size, config.training.micro_batch, config.model.gradient_checkpointing
     assert isinstance(batch, int)
-    modes = (mode,) if mode != "auto" else MODES if isinstance(network, EfficientNet) else MODES[:1]
+    several = isinstance(network, EfficientNet) and config.model.kernels != "on"
+    modes = (mode,) if mode != "auto" else MODES if several else MODES[:1]
     first = micro if isinstance(micro, int) else batch
     yield from ((first, batch // first, each) for each in modes)
     times = 2

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from effnet_lit.model.kernels.depthwise_kernels import backward_kernel, forward_kernel
 from effnet_lit.model.kernels.moments import channel_block, launch, triton_arithmetic
-from effnet_lit.model.kernels.pointwise import channels_last
+from effnet_lit.model.kernels.pointwise import all_channels_last
 
 
-class Cut(NamedTuple):
+class Share(NamedTuple):
     """How a layer is shared: each thread walks along ``rows`` rows of the output, with ``values`` channels side by side
     in a program; ``programs`` at most about twice, since each writes sums that are to be added."""
 
@@ -27,16 +27,16 @@ class Cut(NamedTuple):
 
 # By (kernel, stride): the fastest on an H200, of rows that suit maps of 4, 8, 16, ... as well as 7, 14, 28, ...
 FORWARD = {
-    (3, 1): Cut(4, 128, 2048),
-    (3, 2): Cut(4, 128, 2048),
-    (5, 1): Cut(4, 128, 2048),
-    (5, 2): Cut(2, 128, 2048),
+    (3, 1): Share(4, 128, 2048),
+    (3, 2): Share(4, 128, 2048),
+    (5, 1): Share(4, 128, 2048),
+    (5, 2): Share(2, 128, 2048),
 }
 BACKWARD = {
-    (3, 1): Cut(4, 128, 2048),
-    (3, 2): Cut(2, 128, 8192),
-    (5, 1): Cut(2, 128, 2048),
-    (5, 2): Cut(2, 128, 2048),
+    (3, 1): Share(4, 128, 2048),
+    (3, 2): Share(2, 128, 8192),
+    (5, 1): Share(2, 128, 2048),
+    (5, 2): Share(2, 128, 2048),
 }
 
 
@@ -50,20 +50,20 @@ class Tiling(NamedTuple):
     channels: int
 
 
-def tiling(images: int, height: int, channels: int, cut: Cut) -> Tiling:
+def tiling(images: int, height: int, channels: int, share: Share) -> Tiling:
     """For so many images of ``height`` rows of the output."""
     channel = channel_block(channels)
-    groups, block = images * triton.cdiv(height, cut.rows), cut.values // channel
+    groups, block = images * triton.cdiv(height, share.rows), share.values // channel
     blocks, parts = triton.cdiv(groups, block), triton.cdiv(channels, channel)
-    turns = max(1, blocks * parts // cut.programs)
+    turns = max(1, blocks * parts // share.programs)
     return Tiling(groups, block, turns, triton.cdiv(blocks, turns), channel)
 
 
-def run(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, y: Tensor, size: int, stride: int, cut: Cut) -> None:
+def walk(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, y: Tensor, size: int, stride: int, share: Share) -> None:
     """``tensors`` are what the kernel takes before ``groups``; y is of the output's shape."""
     images, channels, out_height, out_width = y.shape
-    tiles = tiling(images, out_height, channels, cut)
-    assert channels_last(x, y)
+    tiles = tiling(images, out_height, channels, share)
+    assert all_channels_last(x, y)
     launch(
         kernel,
         tiles.programs * triton.cdiv(channels, tiles.channels),
@@ -77,7 +77,7 @@ def run(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, y: Tensor, size: in
         channels,
         KERNEL=size,
         STRIDE=stride,
-        ROWS=cut.rows,
+        ROWS=share.rows,
         BLOCK_G=tiles.block,
         BLOCK_C=tiles.channels,
         WHOLE=channels % tiles.channels == 0,
@@ -99,11 +99,11 @@ def norm_silu_depthwise(x: Tensor, folded: Tensor, weight: Tensor, stride: int) 
     """
     images, channels, height, width = x.shape
     size = weight.shape[-1]
-    cut = FORWARD[size, stride]
+    share = FORWARD[size, stride]
     shape = (images, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    moments = folded.new_empty(3, tiling(images, shape[2], channels, cut).programs, channels)
-    run(forward_kernel, (x, *folded[:2], weight, y, moments), x, y, size, stride, cut)
+    moments = folded.new_empty(3, tiling(images, shape[2], channels, share).programs, channels)
+    walk(forward_kernel, (x, *folded[:2], weight, y, moments), x, y, size, stride, share)
     return y, moments
 
 
@@ -119,10 +119,10 @@ def norm_silu_depthwise_backward(
     """
     images, channels, out_height, _ = dy.shape
     size = weight.shape[-1]
-    cut = BACKWARD[size, stride]
-    programs = tiling(images, out_height, channels, cut).programs
+    share = BACKWARD[size, stride]
+    programs = tiling(images, out_height, channels, share).programs
     dz, sums = torch.empty_like(x), folded.new_empty(2, programs, channels)
     slopes = folded.new_empty(programs, channels, size * size)
     tensors = (x, dy, *folded[:3], weight, dz, sums, slopes)
-    run(backward_kernel, tensors, x, dy, size, stride, cut)
+    walk(backward_kernel, tensors, x, dy, size, stride, share)
     return dz, sums, slopes.sum(0).view_as(weight).to(weight.dtype)

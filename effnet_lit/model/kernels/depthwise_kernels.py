@@ -1,7 +1,7 @@
-"""Device code of the depthwise convolution's gradients, for ``depthwise``.
+"""Device code of the depthwise convolution and its gradients, for ``depthwise``.
 
-A program walks through BLOCK_P neighbouring pixels at a time, for BLOCK_C channels. What a tap needs is read anew, from
-the cache after the first time: registers, which hold a sum for each tap, are scarcer.
+A program takes BLOCK_G groups of ROWS rows of the output, for BLOCK_C channels, and walks along them column by column.
+The window that the taps see stays in registers and moves along: a step loads one column of it, for the step after.
 """
 # Kernels are Triton's language, which a type checker takes for Python
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false
@@ -91,32 +91,88 @@ def farthest(kernel: int, stride: int) -> int:
 
 
 @triton.constexpr_function
-def met(row: int, column: int, tap: int, kernel: int, stride: int) -> int:
-    """Where in a window the output stands that row ``row`` and column ``column`` of x meet by ``tap``."""
+def met(row: int, column: int, tap: int, rows: int, kernel: int, stride: int) -> int:
+    """Where in a window, for ``rows`` of the output, that output stands which ``row`` and ``column`` of x meet by
+    ``tap``."""
     first = nearest(kernel, stride)
     down = row // stride + further(row % stride, tap // kernel, kernel, stride) - first
-    return down * (farthest(kernel, stride) - first + 1) + further(column, tap % kernel, kernel, stride) - first
+    right = further(column, tap % kernel, kernel, stride) - first
+    return right * (rows + farthest(kernel, stride) - first) + down
 
 
 @triton.jit
-def load_column(base, row, column, channel, H, W, C, FIRST: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr):
-    """COUNT rows, the first of them FIRST after ``row``, of the column at ``base``."""
+def load_columns(
+    base,
+    row,
+    column,
+    channel,
+    H,
+    W,
+    C,
+    FIRST: tl.constexpr,
+    LINES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """LINES rows, the first of them FIRST after ``row``, of so many columns from ``base`` on, column by column."""
     values = ()
-    for i in tl.static_range(COUNT):
-        there = within(row + (FIRST + i), column, channel, H, W, C, WHOLE)
-        values += (tl.load(base + (FIRST + i) * W * C, mask=there, other=0.0),)
+    for j in tl.static_range(COLUMNS):
+        for i in tl.static_range(LINES):
+            there = within(row + (FIRST + i), column + j, channel, H, W, C, WHOLE)
+            values += (tl.load(base + ((FIRST + i) * W + j) * C, mask=there, other=0.0),)
     return values
 
 
 @triton.jit
-def activate_column(
-    values, row, column, channel, a, b, H, W, C, COUNT: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr
-):
-    """silu(x * a + b) of what ``load_column`` gave, 0 outside the image."""
-    activated = ()
+def in_precision(values, COUNT: tl.constexpr, ACC: tl.constexpr):
+    """As what the kernel computes in."""
+    result = ()
     for i in tl.static_range(COUNT):
-        z = values[i].to(ACC) * a + b
-        activated += (tl.where(within(row + i, column, channel, H, W, C, WHOLE), z * sigmoid(z), 0.0),)
+        result += (values[i].to(ACC),)
+    return result
+
+
+@triton.jit
+def without_first(values, DROPPED: tl.constexpr, COUNT: tl.constexpr):
+    """The COUNT values after the first DROPPED."""
+    result = ()
+    for i in tl.static_range(COUNT):
+        result += (values[DROPPED + i],)
+    return result
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, zero):
+    """COUNT times ``zero``."""
+    result = ()
+    for _ in tl.static_range(COUNT):
+        result += (zero,)
+    return result
+
+
+@triton.jit
+def activate_columns(
+    values,
+    row,
+    column,
+    channel,
+    a,
+    b,
+    H,
+    W,
+    C,
+    LINES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """silu(x * a + b) of what ``load_columns`` gave, 0 outside the image."""
+    activated = ()
+    for j in tl.static_range(COLUMNS):
+        for i in tl.static_range(LINES):
+            z = values[j * LINES + i].to(ACC) * a + b
+            inside = within(row + i, column + j, channel, H, W, C, WHOLE)
+            activated += (tl.where(inside, z * sigmoid(z), 0.0),)
     return activated
 
 
@@ -147,7 +203,7 @@ def forward_kernel(
     """The window holds activated values; outside the image they are 0, not silu(shift)."""
     LINES: tl.constexpr = (ROWS - 1) * STRIDE + KERNEL
     KEPT: tl.constexpr = KERNEL - STRIDE  # columns that the next output needs, too
-    BEFORE: tl.constexpr = KERNEL // 2
+    BEFORE: tl.constexpr = KERNEL // 2  # columns of zeros
     program, channel = share(C, BLOCK_C)
     a, b = of_channel(scale, channel, C, WHOLE, ACC), of_channel(shift, channel, C, WHOLE, ACC)
     zero = tl.zeros((BLOCK_G, BLOCK_C), ACC)
@@ -159,30 +215,18 @@ def forward_kernel(
         source = line(x, image, top, channel, H, W, C)
         target = line(y, image, row, channel, OUT_H, OUT_W, C)
         count += tl.where(row < 0, 0, tl.minimum(OUT_H - row, ROWS) * OUT_W).to(ACC)[:, None]
-        window = ()
-        for j in tl.static_range(KEPT):
-            if j < BEFORE:
-                for _ in tl.static_range(LINES):
-                    window += (zero,)
-            else:
-                early = load_column(source + (j - BEFORE) * C, top, j - BEFORE, channel, H, W, C, 0, LINES, WHOLE)
-                window += activate_column(early, top, j - BEFORE, channel, a, b, H, W, C, LINES, WHOLE, ACC)
-        source += (KEPT - BEFORE) * C
-        newest = ()
-        for v in tl.static_range(STRIDE):
-            newest += load_column(source + v * C, top, KEPT - BEFORE + v, channel, H, W, C, 0, LINES, WHOLE)
+        window = zeros(BEFORE * LINES, zero)
+        if KEPT > BEFORE:
+            early = load_columns(source, top, 0, channel, H, W, C, 0, LINES, KEPT - BEFORE, WHOLE)
+            window += activate_columns(early, top, 0, channel, a, b, H, W, C, LINES, KEPT - BEFORE, WHOLE, ACC)
+            source += (KEPT - BEFORE) * C
+        first = KEPT - BEFORE
+        newest = load_columns(source, top, first, channel, H, W, C, 0, LINES, STRIDE, WHOLE)
         for column in range(OUT_W):
             first = column * STRIDE + (KEPT - BEFORE)
             source += STRIDE * C
-            following = ()
-            for v in tl.static_range(STRIDE):
-                following += load_column(source + v * C, top, first + STRIDE + v, channel, H, W, C, 0, LINES, WHOLE)
-            seen = window  # column by column
-            for v in tl.static_range(STRIDE):
-                raw = ()
-                for i in tl.static_range(LINES):
-                    raw += (newest[v * LINES + i],)
-                seen += activate_column(raw, top, first + v, channel, a, b, H, W, C, LINES, WHOLE, ACC)
+            following = load_columns(source, top, first + STRIDE, channel, H, W, C, 0, LINES, STRIDE, WHOLE)
+            seen = window + activate_columns(newest, top, first, channel, a, b, H, W, C, LINES, STRIDE, WHOLE, ACC)
             for q in tl.static_range(ROWS):
                 result = zero
                 for k in tl.static_range(KERNEL * KERNEL):
@@ -197,9 +241,7 @@ def forward_kernel(
                 total += value
                 square += value * value
             target += C
-            window = ()
-            for i in tl.static_range(KEPT * LINES):
-                window += (seen[STRIDE * LINES + i],)
+            window = without_first(seen, STRIDE * LINES, KEPT * LINES)
             newest = following
     store_moments(moments, count, pivot, total, square, program, programs, channel, C)
 
@@ -234,60 +276,35 @@ def backward_kernel(
     """Each pixel of the output stands for the STRIDE x STRIDE pixels of x that begin at it."""
     FIRST: tl.constexpr = nearest(KERNEL, STRIDE)
     LAST: tl.constexpr = farthest(KERNEL, STRIDE)
-    COLUMNS: tl.constexpr = LAST - FIRST + 1
     LINES: tl.constexpr = ROWS + LAST - FIRST
     program, channel = share(C, BLOCK_C)
     a, b = of_channel(scale, channel, C, WHOLE, ACC), of_channel(shift, channel, C, WHOLE, ACC)
     centre = of_channel(mean, channel, C, WHOLE, ACC)
     zero = tl.zeros((BLOCK_G, BLOCK_C), ACC)
     total, product = zero, zero
-    taps, slopes = load_taps(weight, channel, C, KERNEL, WHOLE, ACC), ()
-    for _ in tl.static_range(KERNEL * KERNEL):
-        slopes += (zero,)
+    taps, slopes = load_taps(weight, channel, C, KERNEL, WHOLE, ACC), zeros(KERNEL * KERNEL, zero)
     for turn in range(turns):
         image, row = place(program * turns + turn, groups, OUT_H, ROWS, BLOCK_G)
+        top = row * STRIDE
         upstream = line(dy, image, row, channel, OUT_H, OUT_W, C)
-        start = (image * H + row * STRIDE).to(tl.int64) * W * C
-        offset = start[:, None] + channel[None, :]
-        window = ()
-        for i in tl.static_range(LINES):
-            for j in tl.static_range(COLUMNS - 1):
-                if FIRST + j < 0:
-                    window += (zero,)
-                else:
-                    there = within(row + (FIRST + i), FIRST + j, channel, OUT_H, OUT_W, C, WHOLE)
-                    early = tl.load(upstream + ((FIRST + i) * OUT_W + FIRST + j) * C, mask=there, other=0.0)
-                    window += (early.to(ACC),)
-        upstream += LAST * C
-        newest = load_column(upstream, row, LAST, channel, OUT_H, OUT_W, C, FIRST, LINES, WHOLE)
-        inputs = ()
-        for v in tl.static_range(STRIDE):
-            inputs += load_column(x + offset + v * C, row * STRIDE, v, channel, H, W, C, 0, ROWS * STRIDE, WHOLE)
+        offset = line(0, image, top, channel, H, W, C)  # of x and of dz
+        window = zeros(-FIRST * LINES, zero)
+        if LAST > 0:
+            early = load_columns(upstream, row, 0, channel, OUT_H, OUT_W, C, FIRST, LINES, LAST, WHOLE)
+            window += in_precision(early, LAST * LINES, ACC)
+            upstream += LAST * C
+        newest = load_columns(upstream, row, LAST, channel, OUT_H, OUT_W, C, FIRST, LINES, 1, WHOLE)
+        inputs = load_columns(x + offset, top, 0, channel, H, W, C, 0, ROWS * STRIDE, STRIDE, WHOLE)
         for column in range(OUT_W):
             upstream += C
-            following = load_column(upstream, row, column + 1 + LAST, channel, OUT_H, OUT_W, C, FIRST, LINES, WHOLE)
-            further_inputs = ()
-            for v in tl.static_range(STRIDE):
-                further_inputs += load_column(
-                    x + offset + (STRIDE + v) * C,
-                    row * STRIDE,
-                    (column + 1) * STRIDE + v,
-                    channel,
-                    H,
-                    W,
-                    C,
-                    0,
-                    ROWS * STRIDE,
-                    WHOLE,
-                )
-            seen = ()
-            for i in tl.static_range(LINES):
-                for j in tl.static_range(COLUMNS - 1):
-                    seen += (window[i * (COLUMNS - 1) + j],)
-                seen += (newest[i].to(ACC),)
+            following = load_columns(upstream, row, column + 1 + LAST, channel, OUT_H, OUT_W, C, FIRST, LINES, 1, WHOLE)
+            source = x + offset + STRIDE * C
+            right = (column + 1) * STRIDE
+            following_inputs = load_columns(source, top, right, channel, H, W, C, 0, ROWS * STRIDE, STRIDE, WHOLE)
+            seen = window + in_precision(newest, LINES, ACC)
             for v in tl.static_range(STRIDE):
                 for q in tl.static_range(ROWS * STRIDE):
-                    inside = within(row * STRIDE + q, column * STRIDE + v, channel, H, W, C, WHOLE)
+                    inside = within(top + q, column * STRIDE + v, channel, H, W, C, WHOLE)
                     value = inputs[v * ROWS * STRIDE + q].to(ACC)
                     z = value * a + b
                     s = sigmoid(z)
@@ -296,8 +313,8 @@ def backward_kernel(
                     updated = ()
                     for k in tl.static_range(KERNEL * KERNEL):
                         if meets(q % STRIDE, k // KERNEL, KERNEL, STRIDE) and meets(v, k % KERNEL, KERNEL, STRIDE):
-                            grad += seen[met(q, v, k, KERNEL, STRIDE)] * taps[k]
-                            updated += (slopes[k] + seen[met(q, v, k, KERNEL, STRIDE)] * activated,)
+                            grad += seen[met(q, v, k, ROWS, KERNEL, STRIDE)] * taps[k]
+                            updated += (slopes[k] + seen[met(q, v, k, ROWS, KERNEL, STRIDE)] * activated,)
                         else:
                             updated += (slopes[k],)
                     slopes = updated
@@ -305,11 +322,8 @@ def backward_kernel(
                     tl.store(dz + offset + (q * W + v) * C, grad.to(dz.dtype.element_ty), mask=inside)
                     total += grad
                     product += grad * (value - centre)
-            window = ()
-            for i in tl.static_range(LINES):
-                for j in tl.static_range(COLUMNS - 1):
-                    window += (seen[i * COLUMNS + j + 1],)
-            newest, inputs = following, further_inputs
+            window = without_first(seen, LINES, (LAST - FIRST) * LINES)
+            newest, inputs = following, following_inputs
             offset += STRIDE * C
     start = tl.cast(program, tl.int64) * C + channel
     tl.store(sums + start, tl.sum(total, 0), mask=channel < C)

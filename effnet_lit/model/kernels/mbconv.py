@@ -91,7 +91,7 @@ def head_with_kernels(head: ConvNorm, x: Tensor) -> Tensor:
     from effnet_lit.model.kernels.fused import NormSiluPool, Pointwise, channels_last
 
     raw = Pointwise.apply(channels_last(in_autocast(x)), head.conv.weight)
-    return NormSiluPool.apply(raw, head.norm.weight, head.norm.bias, head.norm)
+    return NormSiluPool.apply(raw, head.norm.weight, head.norm.bias, head.norm).to(raw.dtype)
 
 
 def in_autocast(x: Tensor) -> Tensor:

@@ -28,6 +28,14 @@ def silu_slope(z):
 
 
 @triton.jit
+def load_rows(matrix, first, rows, column, COLUMNS, BLOCK: tl.constexpr, ACC: tl.constexpr):
+    """BLOCK rows from ``first`` on of matrix [rows, COLUMNS], 0 after the last."""
+    row = first + tl.arange(0, BLOCK)[:, None]
+    inside = (row < rows) & (column < COLUMNS)[None, :]
+    return tl.load(matrix + row * COLUMNS + column[None, :], mask=inside, other=0.0).to(ACC)
+
+
+@triton.jit
 def lane_counts(first, pixels, turns, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
     """[BLOCK_P, BLOCK_C]: of the pixels from ``first`` on, BLOCK_P a turn, how many each lane met before the last."""
     left = pixels - first - tl.arange(0, BLOCK_P)
@@ -76,5 +84,5 @@ def triton_arithmetic(dtype: torch.dtype) -> tl.dtype:
 
 
 def channel_block(channels: int) -> int:
-    """Channels a program handles; B0 to B7 have multiples of 16 inside blocks, so none is left over."""
+    """Channels a program handles; after an expansion B0 to B7 have multiples of 16, so none is left over."""
     return 32 if channels % 32 == 0 else 16

@@ -7,13 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def rows_of(partial, first, programs, channel, C, BLOCK_P: tl.constexpr, ACC: tl.constexpr):
-    """[BLOCK_P, BLOCK_C] of partial [programs, C], 0 after the last."""
-    row = first + tl.arange(0, BLOCK_P)
-    inside = (row < programs)[:, None] & (channel < C)[None, :]
-    return tl.load(partial + row[:, None] * C + channel[None, :], mask=inside, other=0.0).to(ACC)
+from effnet_lit.model.kernels.moments import load_rows
 
 
 @triton.jit(do_not_specialize=["programs", "size"])
@@ -42,10 +36,10 @@ def fold_kernel(
     weighted = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     squares = weighted
     for first in range(0, programs, BLOCK_P):
-        count = rows_of(moments, first, programs, channel, C, BLOCK_P, ACC)
-        gap = rows_of(moments + step, first, programs, channel, C, BLOCK_P, ACC) - pivot[None, :]
+        count = load_rows(moments, first, programs, channel, C, BLOCK_P, ACC)
+        gap = load_rows(moments + step, first, programs, channel, C, BLOCK_P, ACC) - pivot[None, :]
         weighted += count * gap
-        squares += rows_of(moments + 2 * step, first, programs, channel, C, BLOCK_P, ACC) + count * gap * gap
+        squares += load_rows(moments + 2 * step, first, programs, channel, C, BLOCK_P, ACC) + count * gap * gap
     shifted = tl.sum(weighted, 0) / size
     mean = pivot + shifted
     variance = tl.sum(squares, 0) / size - shifted * shifted
@@ -89,8 +83,8 @@ def norm_backward_kernel(
     rows = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     centred_rows = rows
     for first in range(0, programs, BLOCK_P):
-        rows += rows_of(sums, first, programs, channel, C, BLOCK_P, ACC)
-        centred_rows += rows_of(sums + step, first, programs, channel, C, BLOCK_P, ACC)
+        rows += load_rows(sums, first, programs, channel, C, BLOCK_P, ACC)
+        centred_rows += load_rows(sums + step, first, programs, channel, C, BLOCK_P, ACC)
     total, centred = tl.sum(rows, 0), tl.sum(centred_rows, 0)
     scale = tl.load(folded + channel, mask=inside, other=0.0).to(ACC)
     inverse = tl.load(folded + 3 * C + channel, mask=inside, other=0.0).to(ACC)

@@ -60,11 +60,11 @@ def cut_of(images: int, pixels: int, channels: int) -> Cut:
     return Cut(images, pixels, channels, triton.cdiv(blocks, steps), steps, block)
 
 
-def run(kernel: Any, arguments: tuple[Tensor | int, ...], cut: Cut, **options: bool) -> None:
+def pass_over(kernel: Any, arguments: tuple[Tensor | int, ...], cut: Cut, **options: bool) -> None:
     """``arguments`` are what the kernel takes before ``pixels``; the first tells the type to compute in."""
     x = arguments[0]
     assert isinstance(x, Tensor)
-    assert channels_last(*(a for a in arguments if isinstance(a, Tensor) and a.shape == x.shape))
+    assert all_channels_last(*(a for a in arguments if isinstance(a, Tensor) and a.shape == x.shape))
     launch(
         kernel,
         cut.programs * triton.cdiv(cut.channels, cut.block),
@@ -80,7 +80,7 @@ def run(kernel: Any, arguments: tuple[Tensor | int, ...], cut: Cut, **options: b
     )
 
 
-def channels_last(*tensors: Tensor) -> bool:
+def all_channels_last(*tensors: Tensor) -> bool:
     """Whether channels lie side by side in all of them."""
     return all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors)
 
@@ -105,7 +105,7 @@ def moments(x: Tensor) -> Tensor:
     """Of x (N, C, H, W): [3, programs, C], see ``store_moments``."""
     cut = all_pixels(x)
     result = sums_like(x, 3, cut.programs, cut.channels)
-    run(moments_kernel, (x, result, cut.programs), cut)
+    pass_over(moments_kernel, (x, result, cut.programs), cut)
     return result
 
 
@@ -118,14 +118,14 @@ def pool(y: Tensor, folded: Tensor) -> Tensor:
     """Sums of silu(y * scale + shift) over an image's pixels [N, C]."""
     cut = by_image(y)
     sums = sums_like(y, cut.images, cut.runs, cut.channels)
-    run(pool_kernel, (y, *folded[:2], sums), cut)
+    pass_over(pool_kernel, (y, *folded[:2], sums), cut)
     return of_images(sums, cut)
 
 
 def gated(y: Tensor, folded: Tensor, gate: Tensor) -> Tensor:
     """silu(y * scale + shift) * gate of y (N, C, H, W) and gate [N, C]."""
     e = torch.empty_like(y)
-    run(gate_kernel, (y, *folded[:2], gate, e), by_image(y))
+    pass_over(gate_kernel, (y, *folded[:2], gate, e), by_image(y))
     return e
 
 
@@ -135,7 +135,7 @@ def gate_sums(y: Tensor, de: Tensor, folded: Tensor) -> Tensor:
     of an image."""
     cut = by_image(y)
     sums = sums_like(y, 5, cut.images, cut.runs, cut.channels)
-    run(gate_sums_kernel, (y, de, *folded[:3], sums, cut.programs), cut)
+    pass_over(gate_sums_kernel, (y, de, *folded[:3], sums, cut.programs), cut)
     return of_images(sums, cut)
 
 
@@ -147,7 +147,7 @@ def gate_gradient(y: Tensor, de: Tensor, folded: Tensor, gate: Tensor, dpooled: 
         correction: [2, C], see ``norm_backward``.
     """
     dy = torch.empty_like(y)
-    run(gate_gradient_kernel, (y, de, *folded[:3], gate, dpooled, correction, dy), by_image(y))
+    pass_over(gate_gradient_kernel, (y, de, *folded[:3], gate, dpooled, correction, dy), by_image(y))
     return dy
 
 
@@ -155,14 +155,14 @@ def pool_sums(y: Tensor, folded: Tensor, dpooled: Tensor) -> Tensor:
     """[2, programs, C] of dz = dpooled * silu'(z), [N, C] to every pixel, and of dz * (y - mean)."""
     cut = by_image(y)
     sums = sums_like(y, 2, cut.programs, cut.channels)
-    run(pool_sums_kernel, (y, *folded[:3], dpooled, sums, cut.programs), cut)
+    pass_over(pool_sums_kernel, (y, *folded[:3], dpooled, sums, cut.programs), cut)
     return sums
 
 
 def pool_gradient(y: Tensor, folded: Tensor, dpooled: Tensor, correction: Tensor) -> Tensor:
     """As ``gate_gradient``, where only the mean over an image has a gradient."""
     dy = torch.empty_like(y)
-    run(pool_gradient_kernel, (y, *folded[:3], dpooled, correction, dy), by_image(y))
+    pass_over(pool_gradient_kernel, (y, *folded[:3], dpooled, correction, dy), by_image(y))
     return dy
 
 
@@ -170,7 +170,7 @@ def norm_add(x: Tensor, folded: Tensor, keep: Tensor | None, skip: Tensor | None
     """(x * scale + shift) * keep + skip of x and skip (N, C, H, W) and keep [N]."""
     out = torch.empty_like(x)
     tensors = (x, x if skip is None else skip, *folded[:2], x if keep is None else keep, out)
-    run(add_kernel, tensors, by_image(x), SKIP=skip is not None, KEEP=keep is not None)
+    pass_over(add_kernel, tensors, by_image(x), SKIP=skip is not None, KEEP=keep is not None)
     return out
 
 
@@ -179,7 +179,7 @@ def norm_sums(x: Tensor, dz: Tensor, folded: Tensor, keep: Tensor | None) -> Ten
     cut = by_image(x)
     sums = sums_like(x, 2, cut.programs, cut.channels)
     tensors = (x, dz, folded[2], x if keep is None else keep, sums, cut.programs)
-    run(norm_sums_kernel, tensors, cut, KEEP=keep is not None)
+    pass_over(norm_sums_kernel, tensors, cut, KEEP=keep is not None)
     return sums
 
 
@@ -187,5 +187,5 @@ def norm_gradient(x: Tensor, dz: Tensor, folded: Tensor, correction: Tensor, kee
     """scale * keep * dz - correction[0] - correction[1] * (x - mean), the BatchNorm's gradient."""
     dx = torch.empty_like(x)
     tensors = (x, dz, folded[0], folded[2], correction, x if keep is None else keep, dx)
-    run(norm_gradient_kernel, tensors, by_image(x), KEEP=keep is not None)
+    pass_over(norm_gradient_kernel, tensors, by_image(x), KEEP=keep is not None)
     return dx

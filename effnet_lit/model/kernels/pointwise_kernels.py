@@ -142,7 +142,7 @@ def gate_sums_kernel(
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Five sums, in the order of ``GateSums``."""
+    """Five sums, in the order of ``gate_sums``."""
     program, image, first, channel = place(runs, steps, C, BLOCK_P, BLOCK_C)
     a, b = of_channel(scale, channel, C, ACC), of_channel(shift, channel, C, ACC)
     centre = of_channel(mean, channel, C, ACC)

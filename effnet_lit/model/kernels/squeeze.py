@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from effnet_lit.model.kernels.moments import launch, triton_arithmetic
-from effnet_lit.model.kernels.squeeze_kernels import gate_backward_kernel, gate_kernel, parameters_kernel
+from effnet_lit.model.kernels.squeeze_kernels import parameters_kernel, squeeze_backward_kernel, squeeze_kernel
 
 BLOCK_VALUES = 8192  # of a matrix that a program holds at once
 WARPS = 8
@@ -39,7 +39,7 @@ def squeeze_gate(sums: Tensor, pixels: int, squeeze: tuple[Tensor, ...]) -> Gate
     pooled, gate = sums.new_empty(2, images, channels)
     before, after = sums.new_empty(2, images, squeezed)
     result = Gate(pooled, before, after, gate)
-    launch(gate_kernel, images, sums, *squeeze, *result, pixels, channels, squeezed, **blocks(sums, squeezed))
+    launch(squeeze_kernel, images, sums, *squeeze, *result, pixels, channels, squeezed, **blocks(sums, squeezed))
     return result
 
 
@@ -60,7 +60,7 @@ def squeeze_gate_backward(sums: Tensor, result: Gate, pixels: int, squeeze: tupl
     dsqueezed, norm_sums = sums.new_empty(images, squeezed), sums.new_empty(2, images, channels)
     options = blocks(sums, squeezed)
     launch(
-        gate_backward_kernel,
+        squeeze_backward_kernel,
         images,
         sums,
         reduce,

@@ -7,15 +7,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from effnet_lit.model.kernels.moments import sigmoid, silu_slope
+from effnet_lit.model.kernels.moments import load_rows, sigmoid, silu_slope
 
 LEAST_SPECIAL = ["images", "pixels"]
 
 
 @triton.jit
-def of_image(matrix_, image, channel, C):
-    """matrix [N, C] -> [BLOCK_C]."""
-    return tl.load(matrix_ + image * C + channel, mask=channel < C, other=0.0)
+def of_image(values, image, channel, C):
+    """values [N, C] -> [BLOCK_C]."""
+    return tl.load(values + image * C + channel, mask=channel < C, other=0.0)
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def matrix(weight, row, column, ROWS, COLUMNS, ACC: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
-def gate_kernel(
+def squeeze_kernel(
     sums,
     reduce,
     reduce_bias,
@@ -62,7 +62,7 @@ def gate_kernel(
 
 
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
-def gate_backward_kernel(
+def squeeze_backward_kernel(
     sums,
     reduce,
     expand,
@@ -80,8 +80,8 @@ def gate_backward_kernel(
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """From ``GateSums``: of the gate's logits, of what was squeezed, of the mean (over pixels); and the image's share
-    of the sums that the BatchNorm needs."""
+    """From what ``gate_sums`` gives: gradients of the gate's logits, of what was squeezed and of the mean, over pixels;
+    and the image's share of the sums that the BatchNorm needs."""
     image = tl.program_id(0)
     step = tl.cast(images, tl.int64) * C
     s = tl.arange(0, BLOCK_S)
@@ -109,14 +109,6 @@ def gate_backward_kernel(
         tl.store(norm_sums + (images + image) * C + channel, centred, mask=inside)
 
 
-@triton.jit
-def rows(matrix_, first, images, column, COLUMNS, BLOCK_N: tl.constexpr):
-    """BLOCK_N rows from ``first`` on of matrix [N, COLUMNS]."""
-    row = first + tl.arange(0, BLOCK_N)[:, None]
-    inside = (row < images) & (column < COLUMNS)[None, :]
-    return tl.load(matrix_ + row * COLUMNS + column[None, :], mask=inside, other=0.0)
-
-
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
 def parameters_kernel(
     dlogit,
@@ -141,10 +133,10 @@ def parameters_kernel(
     expanded = tl.zeros((BLOCK_C, BLOCK_S), ACC)
     reduced_bias, expanded_bias = tl.zeros((BLOCK_S,), ACC), tl.zeros((BLOCK_C,), ACC)
     for first in range(0, images, BLOCK_N):
-        of_logit = rows(dlogit, first, images, channel, C, BLOCK_N)
-        of_mean = rows(pooled, first, images, channel, C, BLOCK_N)
-        of_z = rows(dsqueezed, first, images, s, S, BLOCK_N)
-        value = rows(activated, first, images, s, S, BLOCK_N)
+        of_logit = load_rows(dlogit, first, images, channel, C, BLOCK_N, ACC)
+        of_mean = load_rows(pooled, first, images, channel, C, BLOCK_N, ACC)
+        of_z = load_rows(dsqueezed, first, images, s, S, BLOCK_N, ACC)
+        value = load_rows(activated, first, images, s, S, BLOCK_N, ACC)
         expanded += tl.dot(tl.trans(of_logit), value, input_precision="ieee", out_dtype=ACC)
         reduced += tl.dot(tl.trans(of_z), of_mean, input_precision="ieee", out_dtype=ACC)
         expanded_bias += tl.sum(of_logit, 0)
