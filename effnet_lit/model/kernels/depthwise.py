@@ -17,8 +17,8 @@ from effnet_lit.model.kernels.pointwise import all_channels_last
 
 
 class Share(NamedTuple):
-    """How a layer is shared: each thread walks along ``rows`` rows of the output, with ``values`` channels side by side
-    in a program; ``programs`` at most about twice, since each writes sums that are to be added."""
+    """How a layer is shared: each thread walks along ``rows`` rows of the output for one or two channels, ``values`` in
+    all 128 of a program; ``programs`` at most about twice, since each writes sums that are to be added."""
 
     rows: int
     values: int
