@@ -102,6 +102,43 @@ def test_kernels_compile(capability: int) -> None:
         compiled(kernel, capability, **SHAPES, **NORM)
 
 
+class NoDevice:
+    """A driver that compiles for Hopper and has none."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_all_kernels_of_a_step_are_compiled_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import driver
+
+    from effnet_lit.model import efficientnet
+    from effnet_lit.model.kernels import depthwise_kernels, norms_kernels, pointwise_kernels, squeeze_kernels
+    from effnet_lit.training.cuda_graph import compile_kernels
+
+    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    monkeypatch.setattr(driver, "_active", NoDevice())
+    network = efficientnet.EfficientNet(num_classes=2).train()
+    network.stages, network.head = network.stages[:2], type(network.head)(24, 1280, 1, network.architecture)
+    for block in network.blocks():
+        block.kernels = True
+    compile_kernels(network, torch.empty(2, 3, 32, 32))
+    modules = (depthwise_kernels, norms_kernels, pointwise_kernels, squeeze_kernels)
+    kernels = [value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")]
+    compiled_kernels = {kernel.fn.__name__: len(kernel.device_caches[0][0]) for kernel in kernels}
+    assert all(compiled_kernels.values()), compiled_kernels
+    assert compiled_kernels["forward_kernel"] == 3  # 3 x 3: stride 1 of 32 channels and of 144, stride 2 of 96
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_windows_and_sums_stay_in_registers(tmp_path: Path) -> None:

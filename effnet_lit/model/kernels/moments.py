@@ -3,13 +3,9 @@ squared deviations (M2) of what it saw, and they are merged as in Chan, Golub an
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -62,15 +58,6 @@ def store_moments(out, count, pivot, total, square, program, programs, channel, 
     tl.store(place, whole, mask=inside)
     tl.store(place + step, mean, mask=inside)
     tl.store(place + 2 * step, m2, mask=inside)
-
-
-def launch(kernel: Any, programs: int, *arguments: Tensor | int, warps: int = 4, **options: Any) -> None:
-    """Not on tensors without contents, by which memory is counted; the first argument is a tensor.
-
-    Kernels multiply and add in one instruction; said here, since Triton is about to change its default.
-    """
-    if not isinstance(arguments[0], FakeTensor):
-        kernel[(programs,)](*arguments, num_warps=warps, enable_fp_fusion=True, **options)
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

@@ -11,10 +11,10 @@ import torch
 import triton
 from torch import Tensor
 
+from effnet_lit.model.kernels.launching import launch
 from effnet_lit.model.kernels.moments import (
     arithmetic,
     channel_block,
-    launch,
     triton_arithmetic,
 )
 from effnet_lit.model.kernels.pointwise_kernels import (
