@@ -99,8 +99,7 @@ class Graphs:
         device = images.device.type
         dtype, on = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         with torch.autocast(device, dtype, on, cache_enabled=False):  # casts belong to every replay
-            if isinstance(network, EfficientNet) and network.uses_kernels():
-                compile_kernels(network, images)
+            compile_kernels(network, images)
             self.record()
         for buffer, value in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(value)
@@ -137,9 +136,11 @@ class Graphs:
                 parameter.grad = gradient.clone()
 
 
-def compile_kernels(network: EfficientNet, images: Tensor) -> None:
-    """All that a training step launches, on as many threads as there are cores; Triton by itself compiles each when it
-    is first launched, one after another."""
+def compile_kernels(network: nn.Module, images: Tensor) -> None:
+    """All kernels of our own that a training step launches, on as many threads as there are cores; Triton by itself
+    compiles each when it is first launched, one after another."""
+    if not (isinstance(network, EfficientNet) and network.uses_kernels()):
+        return
     from effnet_lit.model.kernels.launching import compiled_side_by_side
 
     twin = copy.deepcopy(network)

@@ -18,7 +18,7 @@ from effnet_lit.model.checkpointing import MODES
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.zoo import set_gradient_checkpointing, use_kernels
 from effnet_lit.training.compiling import Decision, decide
-from effnet_lit.training.cuda_graph import decide_kernels
+from effnet_lit.training.cuda_graph import compile_kernels, decide_kernels
 from effnet_lit.training.hardware import Hardware
 from effnet_lit.training.memory import autocast, evaluation_peak, free_ram, step_peak, with_overhead
 
@@ -157,6 +157,8 @@ class Trial:
             optimizer = torch.optim.AdamW(twin.parameters(), fused=True)
             images = torch.randn(micro_batch, 3, self.image_size, self.image_size, device=self.device)
             labels = torch.zeros(micro_batch, dtype=torch.long, device=self.device)
+            with autocast(self.device.type, self.precision):
+                compile_kernels(twin, images)
             started = 0.0
             for _ in range(TRIALS):
                 started = self.now()
