@@ -85,6 +85,7 @@ def measure_and_save(options: argparse.Namespace, console: Console) -> None:
     name = device_name(device)
     if not name:
         parser().error("--device gpu: PyTorch sees no CUDA GPU here; use --device cpu")
+    refuse_unknown(options.only, device)
     shapes = load(options.output).get(device, {}).get("shapes", []) if options.add else []
     steps = options.steps or STEPS[device]
     for size in options.size:
@@ -96,6 +97,16 @@ def measure_and_save(options: argparse.Namespace, console: Console) -> None:
     results = load(options.output)
     print(step_table({device: results[device]}))
     console.print(f"written to {options.output}")
+
+
+def refuse_unknown(only: Sequence[str], device: str) -> None:
+    """End with a message where ``--only`` names no row and no group of rows."""
+    from benchmarks.step_contenders import contenders
+
+    rows = [contender.name for contender in contenders(device)]
+    for name in only:
+        if name not in (*ONLY, *rows):
+            parser().error(f"--only {name!r}: use one of: {', '.join(ONLY)}; or a row: {'; '.join(rows)}")
 
 
 def device_name(device: str) -> str:
@@ -125,8 +136,6 @@ def measure_shape(
     say(f"{device}, batch {batch}, {size} px")
     bytes_per_s = once(copy_rate, device)
     chosen = {each: Process() for each in contenders(device) if each.name in only or group(each) in only}
-    if not chosen:
-        parser().error(f"--only names nobody; the rows are: {'; '.join(each.name for each in contenders(device))}")
     try:
         costs, absent = build_all(chosen, device, batch, size, say)
         say(f"{len(costs)} contenders, {rounds} rounds of {steps} steps")

@@ -135,6 +135,15 @@ def test_command_line_prints_the_table_of_a_file(tmp_path: Path, capsys: pytest.
     assert "0 measures nothing" in capsys.readouterr().err
 
 
+def test_a_row_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        step.refuse_unknown(["timm, best", "tim"], "cpu")
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "'tim'" in said and "timm, best" in said
+    step.refuse_unknown(["ours", "timm, best"], "cpu")
+
+
 def test_plot_has_a_row_for_each_device(tmp_path: Path) -> None:
     cpu = part(shape(32, 224, ours__off=contender(30), timm__best=contender(20)))
     for name, results in (("one.png", {"cpu": cpu}), ("two.png", {"cpu": cpu, "gpu": cpu})):

@@ -217,7 +217,7 @@ def test_kernels_are_chosen_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert chosen(net).on
     short = chosen(net, 100)
-    assert not short.on and "100 steps win back about 3 s of the 45 s" in short.reason
+    assert not short.on and "100 steps would win back about 3 s of the 45 s" in short.reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     assert "model.kernels=on" in chosen(net).reason
 

@@ -18,14 +18,36 @@ OLDEST_CAPABILITY = (7, 0)  # Triton's
 
 
 class Decision(NamedTuple):
-    """Whether to compile, and why in one sentence."""
+    """Whether to take a way of faster steps, and why in one sentence."""
 
     on: bool
     reason: str
 
 
+def weigh(key: str, choice: str, obstacle: str, steps: int, seconds_saved: float, cost: float) -> Decision:
+    """``choice`` is what ``key`` is set to; "auto" compares what compiling takes with what all steps win back.
+
+    Args:
+        obstacle: what stands against it, or nothing.
+        seconds_saved: by each of ``steps``.
+        cost: seconds of compiling.
+
+    Raises:
+        UserError: "on" where it cannot work.
+    """
+    if choice == "on" and obstacle:
+        raise UserError(f"{key}=on cannot work: {obstacle}; use {key}=off.")
+    if choice != "auto":
+        return Decision(choice == "on", f"{key}={choice}")
+    if obstacle:
+        return Decision(False, obstacle)
+    saved = steps * seconds_saved
+    sums = f"{steps:,} steps would win back about {saved:,.0f} s of the {cost:.0f} s that compiling takes"
+    return Decision(saved > cost, sums)
+
+
 def decide(choice: str, accelerator: str, gradient_checkpointing: str, steps: int, step_seconds: float) -> Decision:
-    """``choice`` is ``training.compile``; "auto" compares what compiling takes with what all steps win back.
+    """Whether to compile; ``choice`` is ``training.compile``.
 
     Args:
         step_seconds: of one eager step, measured.
@@ -33,18 +55,8 @@ def decide(choice: str, accelerator: str, gradient_checkpointing: str, steps: in
     Raises:
         UserError: "on" where it cannot work.
     """
-    if choice == "off":
-        return Decision(False, "not compiled: training.compile=off")
     obstacle = why_not(accelerator, gradient_checkpointing)
-    if choice == "on":
-        if obstacle:
-            raise UserError(f"training.compile=on cannot work: {obstacle}; use training.compile=off.")
-        return Decision(True, "compiled: training.compile=on")
-    if obstacle:
-        return Decision(False, f"not compiled: {obstacle}")
-    saved = steps * step_seconds * TIME_SAVED
-    sums = f"{steps:,} steps would win back about {saved:,.0f} s of the {COMPILE_SECONDS:.0f} s that compiling takes"
-    return Decision(True, f"compiled: {sums}") if saved > COMPILE_SECONDS else Decision(False, f"not compiled: {sums}")
+    return weigh("training.compile", choice, obstacle, steps, step_seconds * TIME_SAVED, COMPILE_SECONDS)
 
 
 def why_not(accelerator: str, gradient_checkpointing: str) -> str:

@@ -44,7 +44,7 @@ def introduce(
     if hardware.accelerator == "gpu":
         console.print(f"Kernels  {'our own' if plan.kernels.on else 'PyTorch'}: {plan.kernels.reason}")
     if config.training.compile != "off":
-        console.print(f"Compiler {plan.compiling.reason}")
+        console.print(f"Compiler {'on' if plan.compiling.on else 'off'}: {plan.compiling.reason}")
     if config.training.strategy == "probe":
         console.print(f"Recipe   {config.name}: the last layer alone")
         return

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from effnet_lit.config import Config, UserError
+from effnet_lit.config import Config
 from effnet_lit.data.prepare import cores
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.kernels.mbconv import available
-from effnet_lit.training.compiling import Decision
+from effnet_lit.training.compiling import Decision, weigh
+from effnet_lit.training.memory import without_contents
 
 # On an H200's machine (docs/decisions/gpu.md) the kernels took up to 45 s to compile one after another, once for all
 # runs, and at batch 256 steps took 60% less time than eager ones.
@@ -25,8 +25,7 @@ WARM_UP = 3  # steps in which libraries choose algorithms and kernels are compil
 
 
 def decide_kernels(config: Config, network: nn.Module, accelerator: str, steps: int, step_seconds: float) -> Decision:
-    """Whether to train by kernels of our own, and why in one sentence; ``model.kernels=auto`` compares what compiling
-    them takes with what all steps win back, on GPUs where that was measured.
+    """Whether to train by kernels of our own; ``model.kernels=auto`` takes them only where they were measured.
 
     Args:
         step_seconds: of one eager step, measured.
@@ -35,22 +34,8 @@ def decide_kernels(config: Config, network: nn.Module, accelerator: str, steps: 
         UserError: "on" with something that the kernels do not compute.
     """
     choice = config.model.kernels
-    if choice == "off":
-        return Decision(False, "model.kernels=off")
-    obstacle = why_not(config, network)
-    if choice == "on":
-        if obstacle:
-            raise UserError(f"model.kernels=on cannot work: {obstacle}; use model.kernels=off.")
-        return Decision(True, "model.kernels=on")
-    if accelerator != "gpu" or not available():
-        return Decision(False, "for CUDA GPUs with Triton")
-    if obstacle:
-        return Decision(False, obstacle)
-    if torch.cuda.get_device_capability() not in MEASURED_CAPABILITIES:
-        return Decision(False, "not measured on a GPU of this kind; try model.kernels=on")
-    saved = steps * step_seconds * TIME_SAVED
-    sums = f"{steps:,} steps win back about {saved:,.0f} s of the {KERNEL_SECONDS:.0f} s that compiling takes at most"
-    return Decision(saved > KERNEL_SECONDS, sums)
+    obstacle = why_not(config, network) or (not_measured(accelerator) if choice == "auto" else "")
+    return weigh("model.kernels", choice, obstacle, steps, step_seconds * TIME_SAVED, KERNEL_SECONDS)
 
 
 def why_not(config: Config, network: nn.Module) -> str:
@@ -63,6 +48,15 @@ def why_not(config: Config, network: nn.Module) -> str:
         return "they compute BatchNorm in training, not training.batchnorm=frozen"
     if network.gradient_checkpointing != "off":
         return f"they keep too little to combine with gradient checkpointing {network.gradient_checkpointing}"
+    return ""
+
+
+def not_measured(accelerator: str) -> str:
+    """Why it is not known that they are faster here, or nothing."""
+    if accelerator != "gpu" or not available():
+        return "for CUDA GPUs with Triton"
+    if torch.cuda.get_device_capability() not in MEASURED_CAPABILITIES:
+        return "not measured on a GPU of this kind; try model.kernels=on"
     return ""
 
 
@@ -137,18 +131,14 @@ class Graphs:
 
 
 def compile_kernels(network: nn.Module, images: Tensor) -> None:
-    """All kernels of our own that a training step launches, on as many threads as there are cores; Triton by itself
-    compiles each when it is first launched, one after another."""
+    """All kernels of our own that a training step on images (N, 3, H, W) launches, on as many threads as there are
+    cores; Triton by itself compiles each when it is first launched, one after another."""
     if not (isinstance(network, EfficientNet) and network.uses_kernels()):
         return
     from effnet_lit.model.kernels.launching import compiled_side_by_side
 
-    twin = copy.deepcopy(network)
-    with FakeTensorMode() as fake:
-        twin._apply(lambda tensor: fake.from_tensor(tensor).to(images.device))
-        without_contents = torch.empty(images.shape, device=images.device).to(memory_format=torch.channels_last)
-        with compiled_side_by_side(cores()):
-            twin(without_contents).sum().backward()
+    with without_contents(network, images.device.type, images.shape) as (twin, none), compiled_side_by_side(cores()):
+        twin(none).sum().backward()
 
 
 def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:

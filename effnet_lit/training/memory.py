@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,16 +75,14 @@ def step_peak(network: nn.Module, batch_size: int, image_size: int, device: str,
         device: cpu, cuda or mps.
         precision: Lightning's word for it.
     """
-    twin = copy.deepcopy(network).train()
-    with FakeTensorMode() as fake:
-        twin = twin._apply(lambda tensor: fake.from_tensor(tensor).to(device))
+    shape = torch.Size((batch_size, 3, image_size, image_size))
+    with without_contents(network, device, shape) as (twin, images):
+        twin.train()
         with LiveBytes() as tracker, together(), autocast(device, precision):
-            for tensor in (*twin.parameters(), *twin.buffers()):
+            for tensor in (*twin.parameters(), *twin.buffers(), images):
                 tracker.add(tensor)
             trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
             states = [torch.empty_like(parameter) for parameter in trained for _ in range(3)]
-            shape = (batch_size, 3, image_size, image_size)
-            images = torch.empty(shape, device=device).to(memory_format=torch.channels_last)
             varied = torch.empty_like(images)
             labels = torch.zeros(batch_size, dtype=torch.long, device=device)
             loss = functional.cross_entropy(twin(images).float(), labels)
@@ -94,13 +93,23 @@ def step_peak(network: nn.Module, batch_size: int, image_size: int, device: str,
 
 def evaluation_peak(network: nn.Module, batch_size: int, image_size: int, device: str, precision: str) -> int:
     """Bytes of tensors alive at the peak of a forward pass in evaluation, without parameters and buffers."""
-    twin = copy.deepcopy(network).eval()
-    with FakeTensorMode() as fake, torch.no_grad():
-        twin = twin._apply(lambda tensor: fake.from_tensor(tensor).to(device))
+    shape = torch.Size((batch_size, 3, image_size, image_size))
+    with without_contents(network, device, shape) as (twin, images), torch.no_grad():
+        twin.eval()
         with LiveBytes() as tracker, autocast(device, precision):
-            shape = (batch_size, 3, image_size, image_size)
-            twin(torch.empty(shape, device=device).to(memory_format=torch.channels_last))
+            tracker.add(images)
+            twin(images)
     return sum(tracker.peak)
+
+
+@contextmanager
+def without_contents(network: nn.Module, device: str, shape: torch.Size) -> Iterator[tuple[nn.Module, Tensor]]:
+    """A copy of the network on ``device`` and images of that shape in channels_last; neither these tensors nor those
+    made within have contents."""
+    twin = copy.deepcopy(network)
+    with FakeTensorMode() as fake:
+        twin._apply(lambda tensor: fake.from_tensor(tensor).to(device))
+        yield twin, torch.empty(shape, device=device).to(memory_format=torch.channels_last)
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:

@@ -78,7 +78,7 @@ def plan_step(config: Config, hardware: Hardware, network: nn.Module, images: in
     kernels = decide_kernels(config, network, hardware.accelerator, micro_batches, seconds)
     if kernels.on:
         use_kernels(network)
-        return StepPlan(plan, kernels, Decision(False, "not compiled: the kernels are"))
+        return StepPlan(plan, kernels, Decision(False, "the kernels are compiled instead"))
     compiling = decide(config.training.compile, hardware.accelerator, plan.mode, micro_batches, seconds)
     return StepPlan(plan, kernels, compiling)
 

@@ -12,11 +12,7 @@ import triton
 from torch import Tensor
 
 from effnet_lit.model.kernels.launching import launch
-from effnet_lit.model.kernels.moments import (
-    arithmetic,
-    channel_block,
-    triton_arithmetic,
-)
+from effnet_lit.model.kernels.moments import arithmetic, channel_block, triton_arithmetic
 from effnet_lit.model.kernels.pointwise_kernels import (
     add_kernel,
     gate_gradient_kernel,
