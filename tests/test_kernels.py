@@ -52,7 +52,7 @@ def test_without_triton() -> None:
 
 HALF = {"x", "y", "dx", "dy", "dz", "de", "e", "out", "skip"}
 COUNTS = {"pixels", "groups", "turns", "programs", "runs", "steps", "size", "images", "H", "W", "OUT_H", "OUT_W"}
-SHAPES = {"BLOCK_P": 32, "BLOCK_C": 32, "BLOCK_N": 16, "BLOCK_S": 16, "SKIP": True, "KEEP": True}
+SHAPES = {"BLOCK_P": 32, "BLOCK_C": 32, "BLOCK_N": 16, "BLOCK_S": 16, "SKIP": True, "KEEP": True, "GATED": True}
 NORM = {"MOMENTUM": 0.1, "EPS": 1e-5}
 
 
@@ -89,15 +89,21 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("capability", [75, 90])
 def test_kernels_compile(capability: int) -> None:
     """The interpreter runs things that the compiler refuses."""
-    from effnet_lit.model.kernels import depthwise_kernels, norms_kernels, pointwise_kernels, squeeze_kernels
+    from effnet_lit.model.kernels import (
+        activation_kernels,
+        depthwise_kernels,
+        norms_kernels,
+        pointwise_kernels,
+        squeeze_kernels,
+    )
 
     for stride in (1, 2):
         window = {"KERNEL": 3, "STRIDE": stride, "ROWS": 2, "BLOCK_G": 4, "BLOCK_C": 32, "WHOLE": stride == 1}
         for kernel in (depthwise_kernels.forward_kernel, depthwise_kernels.backward_kernel):
             compiled(kernel, capability, **window)
-    modules = (norms_kernels, pointwise_kernels, squeeze_kernels)
+    modules = (activation_kernels, norms_kernels, pointwise_kernels, squeeze_kernels)
     kernels = [value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")]
-    assert len(kernels) == 15
+    assert len(kernels) == 14
     for kernel in kernels:
         compiled(kernel, capability, **SHAPES, **NORM)
 
@@ -122,7 +128,13 @@ def test_all_kernels_of_a_step_are_compiled_side_by_side(monkeypatch: pytest.Mon
     from triton.runtime import driver
 
     from effnet_lit.model import efficientnet
-    from effnet_lit.model.kernels import depthwise_kernels, norms_kernels, pointwise_kernels, squeeze_kernels
+    from effnet_lit.model.kernels import (
+        activation_kernels,
+        depthwise_kernels,
+        norms_kernels,
+        pointwise_kernels,
+        squeeze_kernels,
+    )
     from effnet_lit.training.cuda_graph import compile_kernels
 
     monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
@@ -132,7 +144,7 @@ def test_all_kernels_of_a_step_are_compiled_side_by_side(monkeypatch: pytest.Mon
     for block in network.blocks():
         block.kernels = True
     compile_kernels(network, torch.empty(2, 3, 32, 32))
-    modules = (depthwise_kernels, norms_kernels, pointwise_kernels, squeeze_kernels)
+    modules = (activation_kernels, depthwise_kernels, norms_kernels, pointwise_kernels, squeeze_kernels)
     kernels = [value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")]
     compiled_kernels = {kernel.fn.__name__: len(kernel.device_caches[0][0]) for kernel in kernels}
     assert all(compiled_kernels.values()), compiled_kernels

@@ -11,9 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
+from effnet_lit.model.kernels.arithmetic import channel_block, triton_arithmetic
 from effnet_lit.model.kernels.depthwise_kernels import backward_kernel, forward_kernel
 from effnet_lit.model.kernels.launching import launch
-from effnet_lit.model.kernels.moments import channel_block, triton_arithmetic
 from effnet_lit.model.kernels.pointwise import all_channels_last
 
 

@@ -12,168 +12,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from effnet_lit.model.kernels.moments import sigmoid, store_moments
+from effnet_lit.model.kernels.arithmetic import sigmoid
+from effnet_lit.model.kernels.depthwise_windows import (
+    activate_columns,
+    farthest,
+    in_precision,
+    line,
+    load_columns,
+    load_taps,
+    meets,
+    met,
+    nearest,
+    of_channel,
+    place,
+    share,
+    within,
+    without_first,
+    zeros,
+)
+from effnet_lit.model.kernels.moments import store_moments
 
 LEAST_SPECIAL = ["groups", "turns", "programs", "H", "W", "OUT_H", "OUT_W"]  # one compilation for all image sizes
-OUTSIDE = tl.constexpr(-(2**20))  # a row that no image has
-
-
-@triton.jit
-def share(C, BLOCK_C: tl.constexpr):
-    """This program's number and its channels; neighbours share pixels, so that their lines meet in the cache."""
-    blocks = tl.cdiv(C, BLOCK_C)
-    return tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-
-
-@triton.jit
-def place(turn, groups, H, ROWS: tl.constexpr, BLOCK_G: tl.constexpr):
-    """(image, first row) [BLOCK_G] of groups of ROWS rows of the output; after the last group the row is OUTSIDE."""
-    group = turn * BLOCK_G + tl.arange(0, BLOCK_G)
-    of_image = tl.cdiv(H, ROWS)
-    image = (group.to(tl.uint32) // of_image.to(tl.uint32)).to(tl.int32)  # unsigned division is the cheaper one
-    return image, tl.where(group < groups, (group - image * of_image) * ROWS, OUTSIDE)
-
-
-@triton.jit
-def line(tensor, image, row, channel, H, W, C):
-    """[BLOCK_G, BLOCK_C]: where a row of tensor [N, H, W, C] begins; 64-bit, a batch may pass 2^31 elements."""
-    return tensor + ((image * H + row).to(tl.int64) * W * C)[:, None] + channel[None, :]
-
-
-@triton.jit
-def within(row, column, channel, H, W, C, WHOLE: tl.constexpr):
-    """[BLOCK_G, 1] or [BLOCK_G, BLOCK_C]: rows and a column of the image, channels that exist; with WHOLE all do."""
-    rows = tl.where(column < W, H, 0)
-    inside = row.to(tl.uint32) < rows.to(tl.uint32)  # as unsigned numbers, those below 0 are large
-    return inside[:, None] if WHOLE else inside[:, None] & (channel < C)[None, :]
-
-
-@triton.jit
-def of_channel(vector, channel, C, WHOLE: tl.constexpr, ACC: tl.constexpr):
-    """vector [C] -> [1, BLOCK_C]."""
-    values = tl.load(vector + channel) if WHOLE else tl.load(vector + channel, mask=channel < C, other=0.0)
-    return values.to(ACC)[None, :]
-
-
-@triton.jit
-def load_taps(weight, channel, C, KERNEL: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr):
-    """weight [C, KERNEL * KERNEL] -> a [1, BLOCK_C] for each tap."""
-    taps = ()
-    for k in tl.static_range(KERNEL * KERNEL):
-        place = weight + channel * (KERNEL * KERNEL) + k
-        values = tl.load(place) if WHOLE else tl.load(place, mask=channel < C, other=0.0)
-        taps += (values.to(ACC)[None, :],)
-    return taps
-
-
-@triton.constexpr_function
-def meets(position: int, tap: int, kernel: int, stride: int) -> bool:
-    """Whether row (or column) ``position`` of the STRIDE that belong to an output meets any output by ``tap``."""
-    return (position + kernel // 2 - tap) % stride == 0
-
-
-@triton.constexpr_function
-def further(position: int, tap: int, kernel: int, stride: int) -> int:
-    """How many outputs further."""
-    return (position + kernel // 2 - tap) // stride
-
-
-@triton.constexpr_function
-def nearest(kernel: int, stride: int) -> int:
-    """The first output, counted from its own, that a row (or column) of x meets."""
-    return -((kernel - 1 - kernel // 2) // stride)
-
-
-@triton.constexpr_function
-def farthest(kernel: int, stride: int) -> int:
-    """The last one."""
-    return (stride - 1 + kernel // 2) // stride
-
-
-@triton.constexpr_function
-def met(row: int, column: int, tap: int, rows: int, kernel: int, stride: int) -> int:
-    """Where in a window, for ``rows`` of the output, that output stands which ``row`` and ``column`` of x meet by
-    ``tap``."""
-    first = nearest(kernel, stride)
-    down = row // stride + further(row % stride, tap // kernel, kernel, stride) - first
-    right = further(column, tap % kernel, kernel, stride) - first
-    return right * (rows + farthest(kernel, stride) - first) + down
-
-
-@triton.jit
-def load_columns(
-    base,
-    row,
-    column,
-    channel,
-    H,
-    W,
-    C,
-    FIRST: tl.constexpr,
-    LINES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    """LINES rows, the first of them FIRST after ``row``, of so many columns from ``base`` on, column by column."""
-    values = ()
-    for j in tl.static_range(COLUMNS):
-        for i in tl.static_range(LINES):
-            there = within(row + (FIRST + i), column + j, channel, H, W, C, WHOLE)
-            values += (tl.load(base + ((FIRST + i) * W + j) * C, mask=there, other=0.0),)
-    return values
-
-
-@triton.jit
-def in_precision(values, COUNT: tl.constexpr, ACC: tl.constexpr):
-    """As what the kernel computes in."""
-    result = ()
-    for i in tl.static_range(COUNT):
-        result += (values[i].to(ACC),)
-    return result
-
-
-@triton.jit
-def without_first(values, DROPPED: tl.constexpr, COUNT: tl.constexpr):
-    """The COUNT values after the first DROPPED."""
-    result = ()
-    for i in tl.static_range(COUNT):
-        result += (values[DROPPED + i],)
-    return result
-
-
-@triton.jit
-def zeros(COUNT: tl.constexpr, zero):
-    """COUNT times ``zero``."""
-    result = ()
-    for _ in tl.static_range(COUNT):
-        result += (zero,)
-    return result
-
-
-@triton.jit
-def activate_columns(
-    values,
-    row,
-    column,
-    channel,
-    a,
-    b,
-    H,
-    W,
-    C,
-    LINES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """silu(x * a + b) of what ``load_columns`` gave, 0 outside the image."""
-    activated = ()
-    for j in tl.static_range(COLUMNS):
-        for i in tl.static_range(LINES):
-            z = values[j * LINES + i].to(ACC) * a + b
-            inside = within(row + i, column + j, channel, H, W, C, WHOLE)
-            activated += (tl.where(inside, z * sigmoid(z), 0.0),)
-    return activated
 
 
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
@@ -246,6 +105,41 @@ def forward_kernel(
     store_moments(moments, count, pivot, total, square, program, programs, channel, C)
 
 
+@triton.jit
+def through_taps(
+    seen,
+    taps,
+    slopes,
+    activated,
+    zero,
+    row: tl.constexpr,
+    column: tl.constexpr,
+    ROWS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+):
+    """(the gradient of one activated pixel of x, the taps' sums with what it adds), each [BLOCK_G, BLOCK_C]."""
+    grad = zero
+    updated = ()
+    for k in tl.static_range(KERNEL * KERNEL):
+        if meets(row % STRIDE, k // KERNEL, KERNEL, STRIDE) and meets(column, k % KERNEL, KERNEL, STRIDE):
+            grad += seen[met(row, column, k, ROWS, KERNEL, STRIDE)] * taps[k]
+            updated += (slopes[k] + seen[met(row, column, k, ROWS, KERNEL, STRIDE)] * activated,)
+        else:
+            updated += (slopes[k],)
+    return grad, updated
+
+
+@triton.jit
+def store_sums(sums, dweight, total, product, slopes, program, programs, channel, C, KERNEL: tl.constexpr):
+    """Into sums [2, programs, C] and dweight [programs, C, KERNEL * KERNEL]."""
+    start = tl.cast(program, tl.int64) * C + channel
+    tl.store(sums + start, tl.sum(total, 0), mask=channel < C)
+    tl.store(sums + tl.cast(programs, tl.int64) * C + start, tl.sum(product, 0), mask=channel < C)
+    for k in tl.static_range(KERNEL * KERNEL):
+        tl.store(dweight + start * (KERNEL * KERNEL) + k, tl.sum(slopes[k], 0), mask=channel < C)
+
+
 @triton.jit(do_not_specialize=LEAST_SPECIAL)
 def backward_kernel(
     x,
@@ -309,15 +203,7 @@ def backward_kernel(
                     z = value * a + b
                     s = sigmoid(z)
                     activated = tl.where(inside, z * s, 0.0)
-                    grad = zero
-                    updated = ()
-                    for k in tl.static_range(KERNEL * KERNEL):
-                        if meets(q % STRIDE, k // KERNEL, KERNEL, STRIDE) and meets(v, k % KERNEL, KERNEL, STRIDE):
-                            grad += seen[met(q, v, k, ROWS, KERNEL, STRIDE)] * taps[k]
-                            updated += (slopes[k] + seen[met(q, v, k, ROWS, KERNEL, STRIDE)] * activated,)
-                        else:
-                            updated += (slopes[k],)
-                    slopes = updated
+                    grad, slopes = through_taps(seen, taps, slopes, activated, zero, q, v, ROWS, KERNEL, STRIDE)
                     grad = tl.where(inside, grad * s * (1.0 + z * (1.0 - s)), 0.0)
                     tl.store(dz + offset + (q * W + v) * C, grad.to(dz.dtype.element_ty), mask=inside)
                     total += grad
@@ -325,9 +211,4 @@ def backward_kernel(
             window = without_first(seen, LINES, (LAST - FIRST) * LINES)
             newest, inputs = following, following_inputs
             offset += STRIDE * C
-    start = tl.cast(program, tl.int64) * C + channel
-    tl.store(sums + start, tl.sum(total, 0), mask=channel < C)
-    tl.store(sums + tl.cast(programs, tl.int64) * C + start, tl.sum(product, 0), mask=channel < C)
-    start = (tl.cast(program, tl.int64) * C + channel) * (KERNEL * KERNEL)
-    for k in tl.static_range(KERNEL * KERNEL):
-        tl.store(dweight + start + k, tl.sum(slopes[k], 0), mask=channel < C)
+    store_sums(sums, dweight, total, product, slopes, program, programs, channel, C, KERNEL)

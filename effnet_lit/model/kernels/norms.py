@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor, nn
 
+from effnet_lit.model.kernels.arithmetic import triton_arithmetic
 from effnet_lit.model.kernels.launching import launch
-from effnet_lit.model.kernels.moments import triton_arithmetic
 from effnet_lit.model.kernels.norms_kernels import fold_kernel, norm_backward_kernel
 
 BLOCK = {"BLOCK_P": 256, "BLOCK_C": 8}  # few channels a program, so that many share the work

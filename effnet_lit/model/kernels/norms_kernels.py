@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from effnet_lit.model.kernels.moments import load_rows
+from effnet_lit.model.kernels.arithmetic import load_rows
 
 
 @triton.jit(do_not_specialize=["programs", "size"])

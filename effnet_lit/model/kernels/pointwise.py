@@ -11,19 +11,20 @@ import torch
 import triton
 from torch import Tensor
 
-from effnet_lit.model.kernels.launching import launch
-from effnet_lit.model.kernels.moments import arithmetic, channel_block, triton_arithmetic
-from effnet_lit.model.kernels.pointwise_kernels import (
-    add_kernel,
+from effnet_lit.model.kernels.activation_kernels import (
     gate_gradient_kernel,
     gate_kernel,
     gate_sums_kernel,
+    pool_kernel,
+    pool_sums_kernel,
+)
+from effnet_lit.model.kernels.arithmetic import arithmetic, channel_block, triton_arithmetic
+from effnet_lit.model.kernels.launching import launch
+from effnet_lit.model.kernels.pointwise_kernels import (
+    add_kernel,
     moments_kernel,
     norm_gradient_kernel,
     norm_sums_kernel,
-    pool_gradient_kernel,
-    pool_kernel,
-    pool_sums_kernel,
 )
 
 BLOCK_VALUES = 512  # of a [BLOCK_P, BLOCK_C] tensor: 4 for each thread
@@ -143,7 +144,7 @@ def gate_gradient(y: Tensor, de: Tensor, folded: Tensor, gate: Tensor, dpooled: 
         correction: [2, C], see ``norm_backward``.
     """
     dy = torch.empty_like(y)
-    pass_over(gate_gradient_kernel, (y, de, *folded[:3], gate, dpooled, correction, dy), by_image(y))
+    pass_over(gate_gradient_kernel, (y, de, *folded[:3], gate, dpooled, correction, dy), by_image(y), GATED=True)
     return dy
 
 
@@ -158,7 +159,8 @@ def pool_sums(y: Tensor, folded: Tensor, dpooled: Tensor) -> Tensor:
 def pool_gradient(y: Tensor, folded: Tensor, dpooled: Tensor, correction: Tensor) -> Tensor:
     """As ``gate_gradient``, where only the mean over an image has a gradient."""
     dy = torch.empty_like(y)
-    pass_over(pool_gradient_kernel, (y, *folded[:3], dpooled, correction, dy), by_image(y))
+    tensors = (y, y, *folded[:3], dpooled, dpooled, correction, dy)  # y and dpooled twice: not read as de and gate
+    pass_over(gate_gradient_kernel, tensors, by_image(y), GATED=False)
     return dy
 
 

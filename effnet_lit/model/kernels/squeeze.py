@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
+from effnet_lit.model.kernels.arithmetic import triton_arithmetic
 from effnet_lit.model.kernels.launching import launch
-from effnet_lit.model.kernels.moments import triton_arithmetic
 from effnet_lit.model.kernels.squeeze_kernels import parameters_kernel, squeeze_backward_kernel, squeeze_kernel
 
 BLOCK_VALUES = 8192  # of a matrix that a program holds at once
