@@ -1,6 +1,6 @@
 """Device code of passes that activate what they read, of the kind of ``pointwise_kernels``, for ``pointwise``."""
 # Kernels are Triton's language, which a type checker takes for Python
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false, reportPossiblyUnbound=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
