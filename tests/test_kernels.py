@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +153,30 @@ def test_all_kernels_of_a_step_are_compiled_side_by_side(monkeypatch: pytest.Mon
     compiled_kernels = {kernel.fn.__name__: len(kernel.device_caches[0][0]) for kernel in kernels}
     assert all(compiled_kernels.values()), compiled_kernels
     assert compiled_kernels["forward_kernel"] == 3  # 3 x 3: stride 1 of 32 channels and of 144, stride 2 of 96
+
+
+@pytest.fixture
+def interrupted() -> Iterator[None]:
+    """Threads take turns all the time, and garbage is collected, by Python code too, in the middle of everything."""
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(50)
+    callback = lambda phase, info: sum(range(50))  # noqa: E731
+    gc.callbacks.append(callback)
+    yield
+    gc.callbacks.remove(callback)
+    gc.set_threshold(*thresholds)
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("compiler", "interrupted")
+def test_threads_parse_kernels_in_turn() -> None:
+    from effnet_lit.model.kernels.depthwise_kernels import backward_kernel
+    from effnet_lit.model.kernels.launching import parsed_one_at_a_time
+
+    with parsed_one_at_a_time(), ThreadPoolExecutor(4) as pool:
+        trees = pool.map(lambda _: ast.dump(backward_kernel.parse()), range(200))
+        assert len(set(trees)) == 1
 
 
 @pytest.mark.slow
