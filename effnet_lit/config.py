@@ -274,6 +274,13 @@ def value_of(config: Config, key: str) -> Any:
     return getattr(getattr(config, group) if group else config, name)
 
 
+def nearest_advised(key: str, value: float) -> float:
+    """``value``, or the end of ``key``'s advised range that it is beyond."""
+    card = next(facts.card for name, facts, _ in knobs() if name == key)
+    assert card is not None
+    return min(max(value, card.low), card.high)
+
+
 def preset_for(images: int) -> str:
     """The preset of the card's table for a data set of this many images."""
     if images < 1_000:

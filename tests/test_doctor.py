@@ -113,6 +113,9 @@ FAULTS: dict[str, Callable[[], Evidence]] = {
     "rate_low": lambda: healthy("learning_rate=1e-5", "limits=off", train=0.3, test=0.3),
     "rate_high": lambda: healthy("learning_rate=0.03", "limits=off", train=0.5, test=0.5),
     "few_steps": lambda: replace(healthy("epochs=5", train=0.3, test=0.3, images=700), epochs=[{"val/loss": 1.0}] * 5),
+    "few_steps and half learnt": lambda: replace(
+        healthy("epochs=1", "limits=off", train=0.55, test=0.5), epochs=[{"val/loss": 1.0}]
+    ),
     "model_small": lambda: healthy(train=0.4, test=0.35, images=40_000),
     "underfitting": lambda: healthy(train=0.4, test=0.38),
     "distant_weights": lambda: loaded(0.2, train=0.6, test=0.3),
@@ -132,6 +135,9 @@ WEAK: dict[str, Callable[[], Evidence]] = {
     "two near-duplicates in a large set": lambda: changed(healthy(), copies_held_out={"images": 6, "right": 6}),
     "a few contradictions": lambda: contradicted(healthy(), 30),
     "a hard task, half learnt": lambda: healthy(train=0.65, test=0.58),
+    "few steps, and learnt all the same": lambda: replace(
+        healthy("epochs=5", train=0.93, test=0.9, images=700), epochs=[{"val/loss": 0.3}] * 5
+    ),
     "a good model at an unusual rate": lambda: healthy("learning_rate=0.02", "limits=off", train=1.0, test=0.99),
     "weights that tell little, and learnt all the same": lambda: loaded(0.2, train=0.97, test=0.93),
     "weights that tell much": lambda: loaded(0.7, train=0.65, test=0.6),
@@ -161,7 +167,17 @@ def test_what_to_type_can_be_typed(kind: str) -> None:
     (advice,) = diagnose(FAULTS[kind]())
     assert any(letter.isdigit() for letter in advice.evidence) and advice.gain
     if kind != "few_images":  # more images are nothing to type
-        compose("limits=off", *shlex.split(advice.override))
+        compose(*shlex.split(advice.override))
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "override"),
+    [(1400, 1, "epochs=10"), (1400, 5, "epochs=10"), (160, 18, "epochs=50 batch_size=8"), (700, 18, "epochs=36")],
+)
+def test_enough_steps_are_advised(images: int, epochs: int, override: str) -> None:
+    seen = healthy(f"epochs={epochs}", "limits=off", train=0.4, test=0.4, images=images)
+    (advice,) = diagnose(replace(seen, epochs=[{"val/loss": 1.0}] * epochs))
+    assert advice.override == override
 
 
 def test_a_run_worse_than_guessing_has_too_high_a_rate() -> None:

@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from effnet_lit.config import VERY_LARGE_SET, Config
+from effnet_lit.config import VERY_LARGE_SET, Config, nearest_advised
 from effnet_lit.evaluation.evidence import Evidence, Share
 from effnet_lit.evaluation.metrics import wilson_interval
 
 WAITING = 0.15  # share of the training time
 LONG_SECONDS = 1800.0
-FITTED = 0.5  # share of what guessing leaves that was learnt of the training images
+# Shares of what guessing leaves that were learnt of the training images: too little whatever the cause, and too little
+# where something else points to a cause.
+FITTED, LEARNT = 0.5, 0.8
 GAP, UNVARIED_GAP = 0.2, 0.02  # between training and held-out accuracy, with augmentation and without
 NOISE = 0.1  # share of training images that the model contradicts though it was taught their label
 RARE_IMAGES = 50  # of a class, to train on
@@ -25,7 +27,6 @@ ROUGH = 0.2  # share of epochs whose validation loss is above that of guessing
 EDGE, UNUSED = 0.92, 0.3  # shares of the device's memory
 FEW_STEPS = 400
 TELLING = 0.6  # accuracy of the last layer alone; lower where weights come from other images
-MOVED = 0.8  # share of what guessing leaves that was learnt of the training images in the end
 USUAL_RATE = Config.learning_rate
 RATE_OFF, RATE_FAR_OFF = 4.0, 10.0  # times that
 GOOD = 0.99  # held-out accuracy that leaves nothing to gain
@@ -105,16 +106,18 @@ def frozen(seen: Evidence) -> Iterator[Advice]:
 
 def underfitting(seen: Evidence) -> Iterator[Advice]:
     """The training images themselves were not learnt; why, where something points there."""
-    if seen.fitted[2] >= FITTED or seen.config.training.strategy == "probe":
+    few = seen.steps < FEW_STEPS
+    if seen.fitted[2] >= (LEARNT if few else FITTED) or seen.config.training.strategy == "probe":
         return
     about = f"right on only {seen.train[0]:.1%} of the training images themselves ({between(*seen.train[1:])})"
-    epochs = seen.config.epochs
-    if seen.steps < FEW_STEPS:
-        images = seen.result["images"]["train"]
+    twice = nearest_advised("epochs", 2 * seen.config.epochs)
+    if few:
+        enough = math.ceil(FEW_STEPS * len(seen.epochs) / max(1, seen.steps))
+        epochs = nearest_advised("epochs", max(twice, enough))
         yield Advice(
             "few_steps",
             f"Underfitting: {about}, after {seen.steps} steps; {FEW_STEPS} and more are usual.",
-            f"preset={'small' if images < 1000 else 'medium'}" if epochs >= 12 else f"epochs={min(50, 3 * epochs)}",
+            f"epochs={epochs:g}" + (" batch_size=8" if epochs < enough else ""),
             "a model that has learnt its training images; time grows with the steps",
         )
     elif seen.result["images"]["train"] > VERY_LARGE_SET and seen.config.model.name == "efficientnet_b0":
@@ -128,7 +131,7 @@ def underfitting(seen: Evidence) -> Iterator[Advice]:
         yield Advice(
             "underfitting",
             f"Underfitting: {about}.",
-            f"epochs={min(50, 2 * epochs)}" + (" augmentation=light" if seen.config.augmentation == "heavy" else ""),
+            f"epochs={twice:g}" + (" augmentation=light" if seen.config.augmentation == "heavy" else ""),
             "a model that has learnt its training images; twice the time",
         )
 
@@ -139,7 +142,7 @@ def distant_weights(seen: Evidence) -> Iterator[Advice]:
     if preview is None or config.training.strategy == "probe" or config.training.layer_decay == 1:
         return
     low, high = preview["interval"]
-    if high < TELLING and seen.fitted[2] < MOVED:
+    if high < TELLING and seen.fitted[2] < LEARNT:
         yield Advice(
             "distant_weights",
             f"The loaded weights tell little of your images: with the last layer alone {preview['accuracy']:.1%} right "
