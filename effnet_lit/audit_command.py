@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from effnet_lit.composition import compose, override
+from effnet_lit.commands import override, typed
+from effnet_lit.composition import compose
 from effnet_lit.config import Config, UserError
 from effnet_lit.data.audit import write_audit
 from effnet_lit.data.audit_page import write_audit_page
@@ -46,7 +46,7 @@ def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet:
         raise UserError(f"{out} cannot be written ({error.strerror}); give another folder with --out.") from error
     summarise(data.audit, console)
     console.print(f"Open     {out / 'audit.html'}{' and augmentation.png' if sheet else ''}", soft_wrap=True)
-    console.print(f"Next     python train.py {shlex.quote(override('data.dir', folder))}", soft_wrap=True)
+    console.print(f"Next     {typed('python train.py', override('data.dir', folder))}", soft_wrap=True)
 
 
 def prepare_shown(config: Config, console: Console) -> PreparedData:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from effnet_lit.commands import override, typed
 from effnet_lit.config import UserError
 
 app = typer.Typer(
@@ -166,7 +166,6 @@ def pack(
     """Pack many small image files into a few large ones (tar), unchanged."""
     from rich.progress import track  # a second of import is not needed for --help
 
-    from effnet_lit.composition import override
     from effnet_lit.data.shards import write_shards
     from effnet_lit.data.source import read_images
 
@@ -174,7 +173,7 @@ def pack(
     ticks = iter(track(range(len(index.paths)), "packing", transient=True))
     shards = write_shards(index, out, int(gigabytes * 1e9), lambda done, total: next(ticks, None))
     print(f"{len(index.paths):,} images in {shards:,} shards.")
-    print(f"Next     python train.py {shlex.quote(override('data.dir', out))}")
+    print(f"Next     {typed('python train.py', override('data.dir', out))}")
 
 
 @app.command()
@@ -199,6 +198,9 @@ def model_file(path: Path) -> Path:
     """The model file itself, where a run folder was given."""
     if not path.is_dir():
         return path
-    if not (path / "model.safetensors").is_file():
-        raise UserError(f"{path} holds no model.safetensors; if its run was stopped: python train.py resume={path}")
-    return path / "model.safetensors"
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run folder; give one under runs/, or a model.safetensors.")
+    go_on = typed("python train.py", override("resume", path))
+    raise UserError(f"{path} holds no model.safetensors: its run did not end; go on with: {go_on}")

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from effnet_lit.checks import check
+from effnet_lit.commands import for_hydra
 from effnet_lit.config import (
     EMBEDDED_DATA_IMAGES,
     EMBEDDED_DATA_NAME,
@@ -127,6 +128,7 @@ def compose(*overrides: str) -> Config:
 def compose_with_preset(overrides: Sequence[str]) -> tuple[Config, str]:
     """``compose``, and the name of the preset that was chosen."""
     register_schema()
+    overrides = [with_quotes(text) for text in overrides]
     check_keys(overrides)
     config, preset = read_pages(overrides)
     check(config)
@@ -243,13 +245,24 @@ def stored_config(run: str, overrides: Sequence[str], given: Config) -> Config:
     return config
 
 
-def override(key: str, path: Path) -> str:
-    """key=path as Hydra reads it back unchanged, quoted where it must be."""
-    if re.fullmatch(r"[\w./-]+", str(path)):
-        return f"{key}={path}"
-    # Hydra takes backslashes for themselves, but before a quote
-    quoted = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(path))
-    return f"{key}='{quoted}'"
+def with_quotes(text: str) -> str:
+    """What a person types as Hydra reads it: a value with letters that its grammar does not know, such as those of
+    most languages, gets the quotes that it wants; of several values between commas each one."""
+    key, equals, value = text.partition("=")
+    if not equals or re.search(r"""['"\[\]{}$=]""", value) or is_read(text):
+        return text
+    whole = "," not in value or Path(value).expanduser().exists()
+    quoted = for_hydra(value) if whole else ",".join(map(for_hydra, value.split(",")))
+    return f"{key}={quoted}" if is_read(f"{key}={quoted}") else text
+
+
+def is_read(text: str) -> bool:
+    """Whether Hydra can read an override."""
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
 
 
 def known_keys() -> list[str]:

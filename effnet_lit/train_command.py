@@ -16,7 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from effnet_lit.composition import check_keys, compose, compose_with_preset, conf_dir, explain, register_schema
+from effnet_lit.composition import (
+    check_keys,
+    compose,
+    compose_with_preset,
+    conf_dir,
+    explain,
+    register_schema,
+    with_quotes,
+)
 from effnet_lit.config import Knob, UserError, knobs
 
 if TYPE_CHECKING:
@@ -68,7 +76,7 @@ def fail(error: UserError) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of train.py and `effnet train`: Hydra's, with help and errors for people."""
-    arguments = [with_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    arguments = [with_quotes(with_home(argument)) for argument in (sys.argv[1:] if arguments is None else arguments)]
     if "-h" in arguments or "--help" in arguments:
         print(help_page())
         return

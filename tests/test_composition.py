@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import images
 import pytest
 import yaml
 
@@ -15,7 +14,6 @@ from effnet_lit.composition import (
     compose,
     conf_dir,
     mirror_changes_label,
-    override,
     trainer_arguments,
 )
 from effnet_lit.config import UserError, to_dict
@@ -198,26 +196,3 @@ def test_the_readmes_table_is_the_presets() -> None:
         assert (int(cells[0]), int(cells[1]), float(cells[2]), float(cells[3]), cells[4]) == (
             batch, epochs, rate, dropout, augmentation,
         )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "photos",
-        "my photos",
-        "a, b",
-        "it's",
-        "x=1",
-        "{a}",
-        "[b]",
-        "$HOME",
-        "ä (1)",
-        'say "cheese"',
-        "back\\slash",
-        "end\\",
-    ],
-)
-def test_a_path_survives_the_way_through_hydra(tmp_path: Path, name: str) -> None:
-    folder = images.class_tree(tmp_path / name, {"a": 3, "b": 3})
-    config = compose(override("data.dir", folder), "limits=off")
-    assert config.data.dir == str(folder)

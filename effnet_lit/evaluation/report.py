@@ -6,8 +6,6 @@ import base64
 import csv
 import json
 import os
-import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from effnet_lit.commands import override, typed
 from effnet_lit.config import Config, UserError, from_dict, knobs, value_of
 from effnet_lit.evaluation.calibration import coverage
 from effnet_lit.evaluation.charts import Axis, Line, chart, ticks
@@ -143,21 +142,9 @@ def command(config: Config) -> str:
         if key in ("name", "resume", "expectation", "trainer"):
             continue
         if key in BY_PRESET or value != value_of(usual, key):
-            given.append(f"{key}={written(value)}")
-    given += [f"trainer.{k}={written(v)}" for k, v in config.trainer.items() if usual.trainer.get(k) != v]
-    return " ".join(["python train.py", *(shlex.quote(text) for text in given)])
-
-
-def written(value: Any) -> str:
-    """As Hydra reads it; text that could mean something else stands in quotes."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return "[" + ",".join(map(written, value)) + "]"
-    text = str(value)
-    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", text):
-        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return text
+            given.append(override(key, value))
+    given += [override(f"trainer.{k}", v) for k, v in config.trainer.items() if usual.trainer.get(k) != v]
+    return typed("python train.py", *given)
 
 
 def read_json(path: Path) -> dict[str, Any]:

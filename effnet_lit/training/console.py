@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
+from effnet_lit.commands import typed
 from effnet_lit.config import VERY_LARGE_SET, Config
 from effnet_lit.data.prepare import PreparedData
 from effnet_lit.training.hardware import Hardware, batch_advice
@@ -83,7 +84,7 @@ def conclude(result: Result, console: Console) -> None:
         console.print(f"Doctor   {advice.lines()}")
     console.print(f"Open     {folder}/report.html; all figures: {folder}/result.json")
     console.print(f"Model    {folder}/model.safetensors ({result.model_path.stat().st_size / 1e6:.1f} MB)")
-    console.print(f"Next     effnet predict {folder} IMAGE ...")
+    console.print(f"Next     {typed('effnet predict', folder)} IMAGE ...")
 
 
 def shown(path: Path) -> Path:

@@ -24,6 +24,7 @@ from rich.progress import (
 from torch import nn
 
 from effnet_lit.checks import check
+from effnet_lit.commands import override, typed
 from effnet_lit.config import Config, UserError, from_dict, to_dict
 from effnet_lit.data.balance import class_weights
 from effnet_lit.data.datamodule import ClassFolderDataModule
@@ -263,6 +264,7 @@ def train(
     run_dir: Path,
 ) -> None:
     """Run the loop, leave the final weights in ``module``; turn Ctrl-C into a message that says how to go on."""
+    go_on = typed("python train.py", override("resume", run_dir))
     try:
         with warnings.catch_warnings():
             for known in UNINTERESTING:
@@ -272,12 +274,11 @@ def train(
         raise UserError(f"trainer.* has a value that Lightning refuses: {str(error).splitlines()[0]}") from error
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"Out of memory with {module.config.training.micro_batch} images at once; go on with: python train.py "
-            f"resume={run_dir}, when other programs that use the device have ended, or start anew with a smaller "
-            "training.micro_batch."
+            f"Out of memory with {module.config.training.micro_batch} images at once; go on with: {go_on}, when other "
+            "programs that use the device have ended, or start anew with a smaller training.micro_batch."
         ) from error
     except StoppedByUser as stop:
-        raise KeyboardInterrupt(f"{stop} Go on with: python train.py resume={run_dir}") from None
+        raise KeyboardInterrupt(f"{stop} Go on with: {go_on}") from None
     finally:
         finish_loggers(trainer.loggers)
     (keeper,) = (callback for callback in trainer.callbacks if isinstance(callback, KeepLast))  # type: ignore[attr-defined]

@@ -1,0 +1,54 @@
+"""Commands that people are told to type: the shell, and Hydra behind it, read back what was meant."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+HYDRA_WORDS = ("null", "true", "false", "inf", "nan")  # in any case, they are values of their own
+
+
+def typed(program: str, *words: str | Path) -> str:
+    """A whole command line."""
+    return " ".join([program, *(for_shell(str(word)) for word in words)])
+
+
+def for_shell(word: str) -> str:
+    """As a shell takes it for one word; in the double quotes that Windows knows too, where these do."""
+    plain = shlex.quote(word)
+    return plain if plain == word or re.search(r'["$`\\!%]', word) else f'"{word}"'
+
+
+def override(key: str, value: Any) -> str:
+    """key=value as Hydra reads it back."""
+    return f"{key}={for_hydra(value)}"
+
+
+def for_hydra(value: Any) -> str:
+    """A value in Hydra's grammar; text that could mean something else stands in quotes."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(map(for_hydra, value)) + "]"
+    text = str(value)
+    if not isinstance(value, str | Path) or (is_plain(text) and not is_number(text)):
+        return text
+    # Hydra takes backslashes for themselves, but before a quote
+    quoted = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{quoted}'"
+
+
+def is_plain(text: str) -> bool:
+    """Whether Hydra takes these letters for text without quotes."""
+    return bool(re.fullmatch(r"[A-Za-z0-9_./-]+( +[A-Za-z0-9_./-]+)*", text)) and text.lower() not in HYDRA_WORDS
+
+
+def is_number(text: str) -> bool:
+    """Whether it reads as one."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
