@@ -78,7 +78,8 @@ def evaluate(
         return
     low, high = figures["accuracy_ci95"]
     print(f"accuracy {figures['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%}) on {figures['images']:,} images")
-    print(f"top-5 {figures['top5_accuracy']:.1%}, macro F1 {figures['f1_macro']:.3f}, loss {figures['loss']:.3f}")
+    top5 = f"top-5 {figures['top5_accuracy']:.1%}, " if len(figures["per_class"]) > 5 else ""
+    print(f"{top5}macro F1 {figures['f1_macro']:.3f}, loss {figures['loss']:.3f}")
     for name, row in sorted(figures["per_class"].items(), key=lambda item: item[1]["recall"]):
         if row["images"]:
             print(f"  {name:<24} {row['recall']:6.1%} of {row['images']:,} found, precision {row['precision']:.1%}")
@@ -114,7 +115,7 @@ def predict(
 @for_people
 def try_page(
     model: ModelPath,
-    port: Annotated[int, typer.Option(help="0 = any that is free")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free")] = 0,
     browser: Annotated[bool, typer.Option(help="open the page")] = True,
 ) -> None:
     """Drop images on a page of this machine and see the answers."""
@@ -191,7 +192,8 @@ def cache(
         clear_cache(place)
     for data_dir, size in sizes:
         print(f"{size / 1e9:8.3f} GB  {data_dir}")
-    print(f"{sum(size for _, size in sizes) / 1e9:8.3f} GB in {place}{', deleted' if clear else ''}")
+    total = f"{sum(size for _, size in sizes) / 1e9:8.3f} GB in {place}{', deleted' if clear else ''}"
+    print(total if sizes else f"No decoded images are kept in {place}.")
 
 
 def model_file(path: Path) -> Path:

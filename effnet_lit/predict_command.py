@@ -49,10 +49,15 @@ def predict_files(
     predictions: Iterator[Prediction] = predict(classifier, files)
     if explain is not None:
         last_maps(classifier.network)  # says so at once where there are none
+        if explain.resolve() in {Path(file).resolve().parent for file in files}:
+            raise UserError(f"--explain {explain} would put its pictures among the images; give another folder.")
         predictions = explained(predictions, classifier, explain)
     console = Console(stderr=True)
     if len(files) >= MANY and console.is_terminal and not sys.stdout.isatty():
         predictions = iter(track(predictions, "predicting", len(files), console=console, transient=True))
+    if form == "lines" and not is_sure(1.0, header):
+        wanted = header.calibration["wanted_accuracy"]
+        console.print(f"Sure of no answer: no threshold left {wanted:.0%} of the answers on validation images right.")
     lines = partial(text_line, width=min(WIDEST_PATH, max(len(str(file)) for file in files)))
     print_one = {"json": json_line, "csv": csv_line, "lines": lines}[form]
     if form == "csv":

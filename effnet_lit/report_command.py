@@ -55,7 +55,7 @@ def print_comparison(runs: Sequence[Path]) -> None:
         found = read_answers(run / "test_predictions.csv", names)
         answers.append([one._replace(label=names[one.label], answer=names[one.answer]) for one in found])  # type: ignore[arg-type]
     for (i, first), (j, second) in combinations(enumerate(answers), 2):
-        print(compare(first, second).sentence((runs[i].name, runs[j].name)))
+        print(compare(first, second).sentence((runs[i].resolve().name, runs[j].resolve().name)))
 
 
 def side_by_side(runs: Sequence[Path]) -> Table:

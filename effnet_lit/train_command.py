@@ -45,7 +45,8 @@ def help_page() -> str:
         "  python train.py resume=runs/latest                 go on after a stop",
         "  python train.py --cfg job                          print the settings, do not train",
         "",
-        "Settings are written key=value. Default and range stand in brackets; presets change the first five.",
+        "Settings are written key=value. Default and range stand in brackets; a preset sets batch_size, epochs,",
+        "learning_rate, dropout_rate, augmentation and training.scratch_rate_factor.",
     ]
     group = None
     for key, facts, default in knobs():
@@ -128,7 +129,8 @@ def call_hydra(task: Callable[[Any], Any], arguments: Sequence[str]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, arguments)) from error
     except (NotADirectoryError, PermissionError, FileNotFoundError) as error:
-        if error.filename is None or "runs" not in str(error.filename):
+        folders = [text.partition("=")[2] for text in arguments if re.match(r"hydra\.(run|sweep)\.dir=", text)]
+        if not any(folder.strip("'") in str(error.filename) for folder in folders or ["runs"]):
             raise
         raise UserError(
             f"The run folder {error.filename} cannot be made ({error.strerror}); "

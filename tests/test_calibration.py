@@ -15,6 +15,7 @@ from effnet_lit.evaluation.calibration import (
     conformal_threshold,
     coverage,
     fit_temperature,
+    reachable_wish,
     wanted_accuracy,
 )
 
@@ -101,6 +102,12 @@ def test_wishes_that_cannot_be_met() -> None:
     assert abstain_below(np.linspace(0.1, 0.9, 100), np.zeros(100, bool), 0.95) > 1
     assert wanted_accuracy(0.7) == 0.95
     assert wanted_accuracy(0.99) == pytest.approx(0.995)
+
+
+def test_few_images_that_cannot_show_the_higher_wish_keep_the_usual_one() -> None:
+    confidence, right = np.linspace(0.99, 0.7, 24), np.arange(24) != 2
+    assert abstain_below(confidence, right, wanted_accuracy(23 / 24)) > 1
+    assert reachable_wish(confidence, right) == (0.95, pytest.approx(0.7))
 
 
 def test_what_a_model_file_stores() -> None:

@@ -143,7 +143,8 @@ WEAK: dict[str, Callable[[], Evidence]] = {
     "weights that tell much": lambda: loaded(0.7, train=0.65, test=0.6),
     "a small gap": lambda: healthy(train=0.99, test=0.86),
     "few images, found all the same": lambda: rare(healthy(), 20, 0.93),
-    "one epoch above guessing": lambda: restless(healthy(), 1),
+    "one epoch above guessing": lambda: restless(healthy(train=0.65, test=0.6), 1),
+    "worse than guessing for long, and the training images learnt": lambda: restless(healthy(train=0.99, test=0.85), 9),
     "waiting in the first epoch alone": lambda: changed(
         healthy(), data_wait_share=0.2, data_wait_by_epoch=[0.39, 0.01]
     ),
@@ -181,8 +182,22 @@ def test_enough_steps_are_advised(images: int, epochs: int, override: str) -> No
 
 
 def test_a_run_worse_than_guessing_has_too_high_a_rate() -> None:
-    (advice,) = diagnose(restless(healthy(), 9))
+    (advice,) = diagnose(restless(healthy(train=0.65, test=0.6), 9))
     assert advice.kind == "rate_high" and "9 of 17" in advice.evidence
+
+
+@pytest.mark.parametrize(("train_loss", "told"), [(2.0, ["rate_high"]), (0.7, [])])
+def test_while_training_the_training_loss_tells_overfitting_from_too_high_a_rate(
+    train_loss: float, told: list[str]
+) -> None:
+    seen = restless(healthy(), 9)
+    running = replace(seen, epochs=[row | {"train/loss": train_loss} for row in seen.epochs])
+    del running.result["training_sample"]  # type: ignore[attr-defined]
+    assert [advice.kind for advice in diagnose(running, WHILE_TRAINING)] == told
+
+
+def test_a_model_that_was_hardly_taught_contradicts_no_labels() -> None:
+    assert kinds(contradicted(FAULTS["few_steps"](), 120)) == ["few_steps"]
 
 
 def test_an_unusual_rate_is_told_once() -> None:

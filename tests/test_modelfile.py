@@ -40,6 +40,19 @@ def test_round_trip_is_bit_equal(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize("place", [5_000, -5_000], ids=["what it says of itself", "weights"])
+def test_damage_is_noticed(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "model.safetensors"
+    written = classifier()
+    written.header.training["note"] = "x" * 10_000
+    write_model(path, written)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(path)
+
+
 def test_probabilities_are_softmax_of_normalised_pixels() -> None:
     model, batch = classifier(), images()
     with torch.inference_mode():

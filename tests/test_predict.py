@@ -141,7 +141,7 @@ def test_evaluate_measures_a_folder_and_warns_of_the_training_one(model: Path, c
         (["predict", "nowhere.safetensors", "x.png"], "nowhere.safetensors"),
         (["predict", "{model}", "nowhere.png"], "nowhere.png does not exist"),
         (["predict", "{model}", "{empty}"], "no image files"),
-        (["predict", "{empty}", "x.png"], "holds no model.safetensors"),
+        (["predict", "{empty}", "x.png"], "is not a run folder"),
         (["predict", "{model}", "{model}", "--json", "--csv"], "exclude each other"),
         (["evaluate", "{model}", "{other}"], "was not trained on"),
     ],

@@ -98,6 +98,14 @@ def abstain_below(confidence: np.ndarray, right: np.ndarray, wanted: float) -> f
     return float(found.threshold[enough].min()) if enough.any() else 1.01
 
 
+def reachable_wish(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """What answers should reach, and from which confidence on they do: half the mistakes where so few images can show
+    that, else the usual wish."""
+    wanted = wanted_accuracy(float(right.mean()))
+    threshold = abstain_below(confidence, right, wanted)
+    return (wanted, threshold) if threshold <= 1 else (USUAL_WISH, abstain_below(confidence, right, USUAL_WISH))
+
+
 def conformal_threshold(probabilities: np.ndarray, labels: np.ndarray, level: float) -> float:
     """The set of classes with at least this probability holds the true one with chance ``level`` or more, for new
     images like these (split conformal prediction, arXiv 2107.07511, section 1)."""
@@ -117,7 +125,7 @@ def calibrate(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     probabilities = torch.softmax(log_probabilities / temperature, dim=1).numpy()
     truth = labels.numpy()
     right = probabilities.argmax(1) == truth
-    wanted = wanted_accuracy(float(right.mean()) if len(right) else 0.0)
-    found = {"temperature": temperature, "wanted_accuracy": wanted}
-    found["abstain_below"] = abstain_below(probabilities.max(1), right, wanted) if len(right) else 0.0
+    found = {"temperature": temperature, "wanted_accuracy": USUAL_WISH, "abstain_below": 0.0}
+    if len(right):
+        found["wanted_accuracy"], found["abstain_below"] = reachable_wish(probabilities.max(1), right)
     return found | {f"set_{level:g}": conformal_threshold(probabilities, truth, level) for level in CONFORMAL}

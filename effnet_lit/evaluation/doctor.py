@@ -183,12 +183,13 @@ def diverged(seen: Evidence) -> Iterator[Advice]:
 
 
 def rough(seen: Evidence) -> Iterator[Advice]:
-    """Validation loss above that of guessing again and again."""
+    """Validation loss above that of guessing again and again, and the training images not learnt either."""
     losses = [row["val/loss"] for row in seen.epochs if "val/loss" in row][1:]
-    above = sum(not loss < math.log(seen.classes) for loss in losses)
+    guessing = math.log(seen.classes)
+    above = sum(not loss < guessing for loss in losses)
     low, high = wilson_interval(above, len(losses))
     rate, usual = seen.config.learning_rate, USUAL_RATE
-    if len(losses) >= 4 and low > ROUGH / 2 and above / len(losses) > ROUGH and rate >= usual:
+    if len(losses) >= 4 and low > ROUGH / 2 and above / len(losses) > ROUGH and rate >= usual and not learnt(seen):
         lower = usual if rate > usual else usual / 3
         yield Advice(
             "rate_high",
@@ -197,6 +198,13 @@ def rough(seen: Evidence) -> Iterator[Advice]:
             f"learning_rate={lower:g}",
             "a steady descent; the accuracy in the preset's header",
         )
+
+
+def learnt(seen: Evidence) -> bool:
+    """Whether the training images are; before the end by their loss, which smoothed labels keep above zero."""
+    if "training_sample" in seen.result:
+        return seen.fitted[2] >= LEARNT
+    return seen.epochs[-1].get("train/loss", math.inf) < math.log(seen.classes) / 2
 
 
 def overfitting(seen: Evidence) -> Iterator[Advice]:
@@ -328,7 +336,8 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 WHILE_TRAINING: tuple[Rule, ...] = (diverged, rough, slow)  # their evidence is there before the end
 EXPLAINS = {
-    "label_noise": ("underfitting", "few_steps", "overfitting"),
+    "label_noise": ("underfitting", "overfitting"),
+    "few_steps": ("label_noise",),  # hardly taught, a model contradicts labels by chance
     "rate_high": ("few_steps", "underfitting", "overfitting"),
     "rate_low": ("few_steps", "underfitting"),
     "few_images": ("imbalance",),

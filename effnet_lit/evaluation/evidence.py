@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from effnet_lit.commands import override, typed
 from effnet_lit.config import Config, UserError, from_dict
 from effnet_lit.evaluation.metrics import wilson_interval
 
@@ -60,7 +61,7 @@ class Evidence:
     def steps(self) -> int:
         """Of the optimiser."""
         assert isinstance(self.config.batch_size, int)
-        return self.result["images"]["train"] // self.config.batch_size * len(self.epochs)
+        return max(1, self.result["images"]["train"] // self.config.batch_size) * len(self.epochs)
 
 
 def read_evidence(run_dir: Path) -> Evidence:
@@ -74,7 +75,10 @@ def read_evidence(run_dir: Path) -> Evidence:
         config = from_dict(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         name = Path(error.filename).name
-        raise UserError(f"{run_dir} has no {name}, so it is not a finished run; give a folder under runs/.") from error
+        if (run_dir / "config.yaml").is_file():
+            go_on = typed("python train.py", override("resume", run_dir))
+            raise UserError(f"{run_dir} has no {name}: its run did not end; go on with: {go_on}") from error
+        raise UserError(f"{run_dir} has no {name}, so it is not a run; give a folder under runs/.") from error
     if "training_sample" not in result:
         raise UserError(f"{run_dir} was trained by an older version, which kept too little evidence; train again.")
     epochs = []

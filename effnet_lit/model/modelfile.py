@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from effnet_lit.config import UserError
 from effnet_lit.model.familiarity import Familiarity
 from effnet_lit.model.zoo import build, last_layer
 
-KEY = "effnet_lit"
+KEY, DIGEST = "effnet_lit", "sha256"
 FORMAT_VERSION = 1
 FAMILIARITY = "familiarity."  # before the names of its tensors
 NEXT = "give a model.safetensors written by effnet_lit"
@@ -90,7 +92,8 @@ def write_model(path: Path, classifier: ImageClassifier) -> None:
     if classifier.familiarity is not None:
         tensors |= {FAMILIARITY + name: tensor for name, tensor in classifier.familiarity.state_dict().items()}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    content = save(tensors, metadata={KEY: json.dumps(asdict(classifier.header), ensure_ascii=False)})
+    header = json.dumps(asdict(classifier.header), ensure_ascii=False)
+    content = save(tensors, metadata={KEY: header, DIGEST: digest(header, tensors)})
     unfinished = path.with_name(f".{path.name}.unfinished")
     with open(unfinished, "wb") as file:
         file.write(content)
@@ -99,13 +102,35 @@ def write_model(path: Path, classifier: ImageClassifier) -> None:
     os.replace(unfinished, path)
 
 
+def digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that the file says, by which damage is noticed."""
+    found = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        found.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        found.update(tensors[name].numpy().data)
+    return found.hexdigest()
+
+
 def read_header(path: Path) -> Header:
     """The header of a model file.
 
     Raises:
         UserError: no file, not safetensors, without our header, or of a newer format.
     """
-    path = Path(path)
+    metadata = read_metadata(path)
+    values = json.loads(metadata[KEY])
+    if values.get("format_version", 0) > FORMAT_VERSION:
+        raise UserError(f"{path} was written by a newer effnet_lit; update effnet_lit to read it.")
+    known = {item.name for item in fields(Header)}
+    return Header(**{key: value for key, value in values.items() if key in known})
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts of a model file.
+
+    Raises:
+        UserError: as ``read_header``.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist; {NEXT}.")
     try:
@@ -118,22 +143,20 @@ def read_header(path: Path) -> Header:
             f"{path} holds weights without effnet_lit's header, so its classes are unknown; "
             f"{NEXT}, or start a training from it with model.weights={path}."
         )
-    values = json.loads(metadata[KEY])
-    if values.get("format_version", 0) > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer effnet_lit; update effnet_lit to read it.")
-    known = {item.name for item in fields(Header)}
-    return Header(**{key: value for key, value in values.items() if key in known})
+    return metadata
 
 
 def load_model(path: str | Path) -> ImageClassifier:
     """The classifier of a model file, in eval mode on the CPU.
 
     Raises:
-        UserError: as ``read_header``.
+        UserError: as ``read_header``, or the file is damaged.
     """
     header = read_header(Path(path))
+    metadata, tensors = read_metadata(Path(path)), load_file(path)
+    if metadata.get(DIGEST) not in (None, digest(metadata[KEY], tensors)):
+        raise UserError(f"{path} is damaged: it is not what was written; copy it again, or train again.")
     network = build(header.architecture)
-    tensors = load_file(path)
     known = {name: tensors.pop(FAMILIARITY + name) for name in Familiarity.NAMES if FAMILIARITY + name in tensors}
     network.load_state_dict(tensors)
     familiarity = Familiarity(**known) if known else None

@@ -13,10 +13,11 @@ from effnet_lit.training.module import Classifier
 
 class DataWait(Callback):
     """Clocks the time from the end of a step to the moment the next one has its batch, validation aside. On a CPU
-    augmentation counts as well, since it takes the cores that training needs."""
+    augmentation counts as well, since it takes the cores that training needs. A resumed run counts on."""
 
     def __init__(self) -> None:
         self.waited = self.trained = self.mark = 0.0
+        self.started, self.before = time.perf_counter(), 0.0  # seconds, before the stop
         self.epochs: list[tuple[float, float]] = []  # waited, trained up to the end of each
 
     @property
@@ -29,6 +30,17 @@ class DataWait(Callback):
         """The same of each epoch."""
         steps = zip([(0.0, 0.0), *self.epochs], self.epochs, strict=False)
         return [(b[0] - a[0]) / max(1e-9, b[1] - a[1]) for a, b in steps]
+
+    def state_dict(self) -> dict[str, Any]:
+        seconds = self.before + time.perf_counter() - self.started
+        return {"waited": self.waited, "trained": self.trained, "epochs": list(self.epochs), "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.waited, self.trained, self.before = (state_dict[key] for key in ("waited", "trained", "seconds"))
+        self.epochs = list(state_dict["epochs"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = self.mark = time.perf_counter()  # an epoch that is resumed in its middle has no start of its own
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epochs.append((self.waited, self.trained))

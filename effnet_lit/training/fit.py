@@ -44,7 +44,7 @@ from effnet_lit.training.cuda_graph import CapturedNetwork
 from effnet_lit.training.data_wait import DataWait
 from effnet_lit.training.hardware import choose_workers, resolve_hardware
 from effnet_lit.training.head import fit_head
-from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_loggers
+from effnet_lit.training.loggers import MetricsCsv, build_loggers, finish_loggers, start_loggers
 from effnet_lit.training.module import Classifier
 from effnet_lit.training.progress import RunProgress
 from effnet_lit.training.result import Result, finish, header, point_latest, unused, write_settings
@@ -97,7 +97,7 @@ def fit(config: Config, run_dir: str | Path) -> Result:
     else:
         write_settings(run_dir, config, data)
         point_latest(run_dir)
-    now = time.perf_counter()
+    now = time.perf_counter() + waiting.before
     seconds = {"training": now - training_started, "total": now - started}
     result = finish(config, data, classifier.to(hardware.device).eval(), run_dir, hardware, seconds, waiting, preview)
     conclude(result, console)
@@ -126,6 +126,7 @@ def train_everything(
     module, datamodule, trainer = build_training(config, data, network, run_dir, console)
     if plan.kernels.on:
         module.captured = CapturedNetwork(network)
+    start_loggers(trainer.loggers, run_dir)
     write_settings(run_dir, config, data)
     point_latest(run_dir)
     try:

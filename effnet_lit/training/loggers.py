@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +78,26 @@ def build_loggers(config: LogConfig, run_dir: Path) -> list[Logger]:
             raise UserError("log.tensorboard=true needs the package tensorboard: pip install tensorboard, or drop it.")
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     return loggers
+
+
+def start_loggers(loggers: list[Logger], run_dir: Path) -> None:
+    """Begin wandb's run before training: where there is no account or no network it is not to be found out later.
+
+    Raises:
+        UserError: it does not begin; nothing is left of it then.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            from wandb.errors import Error
+
+            resumed = (run_dir / "wandb").exists()
+            try:
+                logger.experiment  # noqa: B018
+            except Error as error:
+                if not resumed:
+                    shutil.rmtree(run_dir / "wandb", ignore_errors=True)
+                reason = str(error).splitlines()[0].rstrip(".")
+                raise UserError(f"wandb fails ({reason}); run wandb login, or use log.wandb=offline.") from error
 
 
 def finish_loggers(loggers: list[Logger]) -> None:

@@ -180,13 +180,15 @@ def finish(
             "model_bytes": model_path.stat().st_size,
         },
     )
-    add_suspected_labels(run_dir, data, {"val": answers.val, "test": answers.test})
+    advice = tuple(diagnose(read_evidence(run_dir)))
+    if all(one.kind != "few_steps" for one in advice):  # hardly taught, a model contradicts labels by chance
+        add_suspected_labels(run_dir, data, {"val": answers.val, "test": answers.test})
     write_predictions(run_dir / "test_predictions.csv", data, answers.test)
     if (run_dir / "metrics.csv").is_file():  # not after a probe
         plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
     plot_confusion_matrix(test["confusion_matrix"], data.class_names, run_dir / "confusion_matrix.png")
     write_report(run_dir, classifier, pixels_of(data))
-    return replace(result, advice=tuple(diagnose(read_evidence(run_dir))))
+    return replace(result, advice=advice)
 
 
 def calibrated_answers(classifier: ImageClassifier, data: PreparedData, val_labels: np.ndarray) -> Answers:
