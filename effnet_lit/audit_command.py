@@ -17,7 +17,7 @@ from effnet_lit.config import Config, UserError
 from effnet_lit.data.audit import write_audit
 from effnet_lit.data.audit_page import write_audit_page
 from effnet_lit.data.augment_sheet import write_augment_sheet
-from effnet_lit.data.prepare import PreparedData, pictures, prepare
+from effnet_lit.data.prepare import PreparedData, look, pictures
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 WORST_SHOWN = 2
@@ -28,7 +28,7 @@ def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet:
     """Audit a folder as a run with these settings would, print the summary, write audit.json and audit.html.
 
     Raises:
-        UserError: the folder cannot be used, or the findings cannot be written.
+        UserError: the folder cannot be used, not even to train on, or the findings cannot be written.
     """
     out = out or Path("audits") / folder.resolve().name
     if out.resolve().is_relative_to(folder.resolve()):
@@ -40,23 +40,27 @@ def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet:
         out.mkdir(parents=True, exist_ok=True)
         write_audit(out / "audit.json", data.audit)
         write_audit_page(out / "audit.html", data.audit, pictures(data))
-        if sheet:
+        if sheet and not data.obstacle:
             draw_sheet(out / "augmentation.png", config, data)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); give another folder with --out.") from error
     summarise(data.audit, console)
-    console.print(f"Open     {out / 'audit.html'}{' and augmentation.png' if sheet else ''}", soft_wrap=True)
+    console.print(f"Open     {out / 'audit.html'}", soft_wrap=True)
+    if data.obstacle:
+        raise UserError(data.obstacle)
+    if sheet:
+        console.print(f"         {out / 'augmentation.png'}", soft_wrap=True)
     console.print(f"Next     {typed('python train.py', override('data.dir', folder))}", soft_wrap=True)
 
 
 def prepare_shown(config: Config, console: Console) -> PreparedData:
-    """``prepare``, with a bar while images are decoded for the first time."""
+    """``look``, with a bar while images are decoded for the first time."""
     columns = (TextColumn("looking at images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     assert isinstance(config.data.eval_size, int)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         update: Any = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-        return prepare(config.data, config.seed, False, config.data.eval_size, update)
+        return look(config.data, config.seed, False, config.data.eval_size, update)
 
 
 def summarise(audit: dict[str, Any], console: Console) -> None:
@@ -66,15 +70,15 @@ def summarise(audit: dict[str, Any], console: Console) -> None:
     if not audit["findings"]:
         console.print("Nothing to do.")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for column in ("", "found", "images", "worst", "what to do"):
-        table.add_column(column, justify="right" if column == "images" else "left", overflow="fold")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     for finding in audit["findings"]:
         alike = " ~ " if finding["kind"].startswith("near_") else " = "
-        worst = "\n".join(worst_line(item, alike) for item in finding["items"][:WORST_SHOWN])
-        count = f"{finding['count']:,}" if finding["items"] else ""
-        row = (finding["severity"], finding["title"], count, worst, finding["next"])
-        table.add_row(*row, style=COLOURS[finding["severity"]] if finding["severity"] != "note" else None)
+        worst = [worst_line(item, alike) for item in finding["items"][:WORST_SHOWN]]
+        title = f"{finding['title']}: {finding['count']:,}" if worst else finding["title"]
+        style = COLOURS[finding["severity"]] if finding["severity"] != "note" else None
+        table.add_row(finding["severity"], "\n".join([title, *worst, finding["next"]]), style=style)
     console.print(table)
 
 

@@ -56,9 +56,7 @@ def check_value(key: str, facts: Knob, value: Any, card: bool) -> None:
     if isinstance(value, str) or value is None:
         return
     if facts.possible is not None and value not in facts.possible:
-        raise UserError(
-            f"{key}={value} is impossible; use a value from {facts.possible.low:g} to {facts.possible.high:g}."
-        )
+        raise UserError(f"{key}={value} is impossible; use a value {facts.possible}.")
     if card and facts.card is not None and value not in facts.card:
         low, high = facts.card.low, facts.card.high
         raise UserError(

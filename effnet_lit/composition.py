@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from effnet_lit.checks import check
-from effnet_lit.commands import for_hydra
+from effnet_lit.commands import for_hydra, override
 from effnet_lit.config import (
     EMBEDDED_DATA_IMAGES,
     EMBEDDED_DATA_NAME,
@@ -98,11 +98,12 @@ def register_schema() -> None:
     OmegaConf.register_new_resolver("by_weights", by_weights, replace=True)
 
 
-def run_name(name: str, data_dir: str | None, preset: str) -> str:
+def run_name(name: str, data_dir: str | None, manifest: str | None, preset: str) -> str:
     """How a run folder's name ends: as asked for, or data folder and preset."""
     if name != "auto":
         return name
-    return f"{Path(data_dir).name if data_dir else EMBEDDED_DATA_NAME}-{preset}"
+    folder = Path(data_dir) if data_dir else Path(manifest).resolve().parent if manifest else Path(EMBEDDED_DATA_NAME)
+    return f"{folder.name}-{preset}"
 
 
 def by_weights(loaded: str, random: str, *, _root_: DictConfig) -> str:
@@ -182,7 +183,7 @@ def resolve(config: Config, preset: str, index: Index | None) -> None:
     if config.batch_size == "auto":
         config.batch_size = read_pages([f"preset={preset}"])[0].batch_size
         check(config)
-    config.name = run_name(config.name, data.dir, preset)
+    config.name = run_name(config.name, data.dir, data.manifest, preset)
     config.model.weights = start_of(config.model.weights, embedded)
     random = config.model.weights == "none"
     if random and config.training.strategy == "probe":
@@ -220,10 +221,10 @@ def eval_size_for(image_size: int) -> int:
 
 def stored_config(run: str, overrides: Sequence[str], given: Config) -> Config:
     """The settings of an earlier run, to go on with. What belongs to the machine may be ``given`` anew, no other."""
-    keys = [override.partition("=")[0] for override in overrides]
-    for key, override in zip(keys, overrides, strict=True):
+    keys = [text.partition("=")[0] for text in overrides]
+    for key, text in zip(keys, overrides, strict=True):
         if key not in ("resume", *OF_THE_MACHINE) and not key.startswith("hydra."):
-            raise UserError(f"resume={run} goes on with that run's own settings; remove {override} from the command.")
+            raise UserError(f"resume={run} goes on with that run's own settings; remove {text} from the command.")
     folder = Path(run).expanduser().resolve()
     if folder.is_file() and folder.name == "latest":  # where links are not to be had
         folder = Path(folder.read_text(encoding="utf-8").strip())
@@ -281,12 +282,14 @@ def check_keys(overrides: Sequence[str]) -> None:
     keys = known_keys()
     for text in overrides:
         try:
-            override = OverridesParser.create().parse_override(text)
+            parsed = OverridesParser.create().parse_override(text)
         except HydraException as error:
+            if "=" not in text and Path(text).expanduser().exists():
+                raise UserError(f"{text} is no setting; to train on it write {override('data.dir', text)}.") from error
             raise UserError(
                 f"'{text}' cannot be read; write key=value, and quote a value with spaces or commas: \"key='a value'\"."
             ) from error
-        key = override.key_or_group
+        key = parsed.key_or_group
         if key.startswith("hydra.") or key.startswith("hydra/"):
             continue
         owner = key.removeprefix("trainer.")
@@ -328,6 +331,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     key = re.search(r"full_key: (\S+)", text)
     if wrong and key:
         return f"{key[1]}={wrong[1]} has the wrong type; give {expected(key[1])}."
+    if key and (given := next((one for one in overrides if one.startswith(f"{key[1]}=")), None)):
+        return f"{given} has the wrong type; give {expected(key[1])}."
     given = " ".join(overrides)
     return f"{text.splitlines()[0]} (in: {given}); python train.py --help lists every setting."
 

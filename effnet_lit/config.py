@@ -23,6 +23,9 @@ class UserError(ValueError):
     """A user's mistake, told in one sentence: what is wrong, where, and what to type instead."""
 
 
+ENDLESS = 1e9
+
+
 @dataclass(frozen=True)
 class Range:
     """Closed interval of allowed values, and the reason for it."""
@@ -33,6 +36,10 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        """In words; an end that nobody meets is left out."""
+        return f"from {self.low:g} up" if self.high >= ENDLESS else f"from {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def knob(default: Any, help: str, **facts: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-POSITIVE = Range(1, 1e9)
+POSITIVE = Range(1, ENDLESS)
 FRACTION = Range(0.0, 1.0)
 
 
@@ -80,7 +87,11 @@ class DataConfig:
         "how images become squares: squish keeps all but the shape, crop keeps the middle, pad adds grey",
         choices=("squish", "crop", "pad"),
     )
-    val_fraction: float = knob(0.1, "share of images that follow training; chooses nothing", possible=Range(0.01, 0.5))
+    val_fraction: float = knob(
+        0.1,
+        "share of images that follow training and calibrate its probabilities; no epoch is chosen by them",
+        possible=Range(0.01, 0.5),
+    )
     test_fraction: float = knob(0.2, "share of images held out for the final figure", possible=Range(0.01, 0.5))
     fold: str | None = knob(None, "test on one of k equal folds, such as 0/5, then 1/5 and so on")
     group: str | None = knob(
@@ -184,7 +195,7 @@ class TrainingConfig:
         "auto",
         "images at once; auto = batch_size, or a half, a quarter ... of it where memory is short",
         unit="images",
-        possible=Range(2, 1e9),
+        possible=Range(2, ENDLESS),
     )
     compile: str = knob(
         "off",
@@ -217,7 +228,7 @@ class Config:
         32,
         "images to one step of the optimiser; auto = the preset's",
         unit="images",
-        possible=Range(2, 1e9),  # BatchNorm cannot learn from one
+        possible=Range(2, ENDLESS),  # BatchNorm cannot learn from one
         card=Range(8, 64, "below 8 BatchNorm's statistics are noise, above 64 a small set has too few steps"),
     )
     epochs: int = knob(

@@ -58,6 +58,17 @@ def test_the_sheet_shows_augmented_images(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "augmentation.png").stat().st_size > 10_000
 
 
+def test_what_cannot_be_trained_on_is_audited_all_the_same(root: Path, tmp_path: Path) -> None:
+    twice, out = tmp_path / "twice", tmp_path / "out"
+    for name in ("a", "b"):
+        shutil.copytree(root / "china", twice / name)
+    done = CliRunner().invoke(app, ["audit", str(twice), "data.image_size=64", "--augment", "--out", str(out)])
+    assert done.exit_code == 2
+    assert "Same pixels under different classes" in done.stdout and "has no usable image" in done.stderr
+    assert "a/07.jpg" in (out / "audit.html").read_text(encoding="utf-8")
+    assert "Next" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(["nowhere"], "does not exist"), (["photos", "data.image_sizes=64"], "data.image_sizes"), (["."], "--out")],

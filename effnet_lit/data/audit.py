@@ -182,6 +182,11 @@ def where(index: Index, i: int, kind: str) -> str:
     return str(index.splits[i]) if kind == "leak" else index.class_names[index.labels[i]]
 
 
+def training_images(name: str, count: int) -> str:
+    """How many a class has."""
+    return f"{name}: {count:,} training image{'' if count == 1 else 's'}"
+
+
 def classes(seen: Audited) -> Iterator[Finding]:
     """Classes that are uneven or too small."""
     of = seen.counts()
@@ -195,9 +200,9 @@ def classes(seen: Audited) -> Iterator[Finding]:
             len(of),
             f"'{frequent}' has {most / fewest:.1f} times the training images of '{rare}'. "
             "If rare classes matter as much, data.balance=loss weighs them more.",
-            [Item([], f"{name}: {count:,} training images") for count, name in train],
+            [Item([], training_images(name, count)) for count, name in train],
         )
-    small = [Item([], f"{name}: {count} training images") for count, name in train if count < FEW_TRAIN]
+    small = [Item([], training_images(name, count)) for count, name in train if count < FEW_TRAIN]
     if small:
         yield Finding(
             "small_class",

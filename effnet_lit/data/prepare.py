@@ -59,6 +59,7 @@ class PreparedData:
     cache: str  # data.cache, resolved
     cache_dir: Path
     cache_bytes: int
+    obstacle: str  # why nothing can be trained on them, or nothing
 
     def part(self, name: str) -> np.ndarray:
         """Numbers of the images of "train", "val" or "test"."""
@@ -68,12 +69,26 @@ class PreparedData:
 def prepare(
     data: DataConfig, seed: int, limits: bool, eval_size: int, progress: Progress, device_memory: int = 0
 ) -> PreparedData:
+    """Images to train on and to measure: ``look`` at them, and let too few not pass.
+
+    Raises:
+        UserError: the folder or the cache cannot be used, or too few images are left.
+    """
+    prepared = look(data, seed, limits, eval_size, progress, device_memory)
+    if prepared.obstacle:
+        raise UserError(prepared.obstacle)
+    return prepared
+
+
+def look(
+    data: DataConfig, seed: int, limits: bool, eval_size: int, progress: Progress, device_memory: int = 0
+) -> PreparedData:
     """Read, decode (once in an image's life), split and audit the images of ``data.dir``.
 
     ``device_memory`` is what is free on the training device, in bytes; 0 where that is the CPU.
 
     Raises:
-        UserError: the folder or the cache cannot be used, or too few images are left.
+        UserError: the folder or the cache cannot be used.
     """
     cache_dir = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
     index, excluded, told = given_images(data, cache_dir)
@@ -98,7 +113,6 @@ def prepare(
     findings = audit(seen)
     used = np.flatnonzero(np.isin(parts, PARTS))
     left = index.select(used.tolist())
-    check_left(index, cache.problems, left, parts[used], limits)
     return PreparedData(
         index.class_names,
         index.root,
@@ -114,6 +128,7 @@ def prepare(
         keep,
         cache.folder,
         cache.bytes,
+        too_little(index, cache.problems, left, parts[used], limits),
     )
 
 
@@ -223,22 +238,25 @@ def split(data: DataConfig, seed: int, index: Index, cache: Cache, alike: Sequen
     return parts
 
 
-def check_left(found: Index, problems: Problems, left: Index, splits: np.ndarray, limits: bool) -> None:
-    """Raise ``UserError`` where too little is left, after some images were left out, to train and to measure."""
+def too_little(found: Index, problems: Problems, left: Index, splits: np.ndarray, limits: bool) -> str:
+    """What is missing to train and to measure, after some images were left out; or nothing."""
     usable = set(left.labels)
     trained = {label for label, part in zip(left.labels, splits, strict=True) if part == "train"}
     for label, name in enumerate(found.class_names):
         if label not in usable:
             own = [f"{path}: {why}" for path, why in problems if found.labels[found.paths.index(path)] == label]
             reason = own[0] if own else "the same pixels are under other classes too"
-            raise UserError(f"Class '{name}' in {found.root} has no usable image ({reason}); add some, or remove it.")
+            return f"Class '{name}' in {found.root} has no usable image ({reason}); add some, or remove it."
         if label not in trained:
-            raise UserError(f"Class '{name}' in {found.root} has no training image; add some, or remove it.")
-    if len(left.paths) < len(found.paths):
+            return f"Class '{name}' in {found.root} has no training image; add some, or remove it."
+    try:
         check_size(left, limits)
+    except UserError as error:
+        return str(error)
     for part, least in zip(PARTS, (2, 1, 1), strict=True):
         if (splits == part).sum() < least:
-            raise UserError(f"{found.root} has too few images to make a {part} part; add images to each class.")
+            return f"{found.root} has too few images to make a {part} part; add images to each class."
+    return ""
 
 
 def notes(index: Index, findings: dict[str, Any]) -> list[str]:

@@ -195,7 +195,7 @@ def rough(seen: Evidence) -> Iterator[Advice]:
             "rate_high",
             f"Learning rate too high: after {above} of {len(losses)} epochs ({between(low, high)}) the model was worse "
             f"than guessing on validation images.",
-            f"learning_rate={lower:g}",
+            f"learning_rate={lower:.1g}",
             "a steady descent; the accuracy in the preset's header",
         )
 

@@ -28,7 +28,7 @@ def plot_learning_curves(metrics_csv: Path, target: Path) -> None:
         axes.set(xlabel="epoch", title=quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+        axes.legend(framealpha=0.85, edgecolor="none")
         if quantity == "accuracy":
             axes.yaxis.set_major_formatter("{x:.0%}")
     save(figure, target)
