@@ -125,9 +125,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert f"saved after step {steps}" in stopped.stderr
     assert f"resume={run_dir}" in stopped.stderr
     assert not (run_dir / "model.safetensors").exists()
-    resumed = fit(compose(f"resume={run_dir}"), tmp_path / "unused").run_dir
-    assert resumed == run_dir
-    assert equal(weights(finished), weights(resumed))
+    checkpoint = torch.load(run_dir / "checkpoints" / LAST, weights_only=True)
+    checkpoint["callbacks"]["DataWait"]["seconds"] += 1000
+    torch.save(checkpoint, run_dir / "checkpoints" / LAST)
+    resumed = fit(compose(f"resume={run_dir}"), tmp_path / "unused")
+    assert resumed.run_dir == run_dir
+    assert equal(weights(finished), weights(run_dir))
+    assert resumed.data_wait < 0.9 and 1000 < resumed.seconds < 1100
     rows = metrics(run_dir)
     assert [row["epoch"] for row in rows] == ["1", "2"]
 
