@@ -97,7 +97,9 @@ def test_only_the_gates_convolutions_run_again_with_activations(monkeypatch: pyt
     monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
     calls = {}
     for mode in MODES:
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:  # contiguous: no convolution is ours, as on a GPU
+        with profile(
+            activities=[ProfilerActivity.CPU], acc_events=True
+        ) as profiler:  # contiguous: no convolution is ours, as on a GPU
             network(mode)(torch.randn(2, 3, 64, 64)).sum().backward()
         calls[mode] = sum(event.count for event in profiler.key_averages() if event.key == "aten::_convolution")
     assert calls["activations"] == calls["off"] + 2 * 16 < calls["blocks"]
