@@ -13,7 +13,7 @@ from rich.table import Table
 
 from effnet_lit.commands import override, typed
 from effnet_lit.composition import compose
-from effnet_lit.config import Config, UserError
+from effnet_lit.config import FEWEST_IMAGES, Config, UserError
 from effnet_lit.data.audit import write_audit
 from effnet_lit.data.audit_page import write_audit_page
 from effnet_lit.data.augment_sheet import write_augment_sheet
@@ -50,7 +50,8 @@ def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet:
         raise UserError(data.obstacle)
     if sheet:
         console.print(f"         {out / 'augmentation.png'}", soft_wrap=True)
-    console.print(f"Next     {typed('python train.py', override('data.dir', folder))}", soft_wrap=True)
+    few = ["limits=off"] if data.audit["images"]["used"] < FEWEST_IMAGES and "limits=off" not in settings else []
+    console.print(f"Next     {typed('python train.py', override('data.dir', folder), *settings, *few)}", soft_wrap=True)
 
 
 def prepare_shown(config: Config, console: Console) -> PreparedData:

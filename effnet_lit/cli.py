@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from effnet_lit.commands import override, typed
-from effnet_lit.config import UserError
+from effnet_lit.config import FEWEST_IMAGES, UserError
 
 app = typer.Typer(
     help="Train EfficientNet-B0 on a folder of images, measure it, use it.",
@@ -72,7 +72,7 @@ def evaluate(
     from effnet_lit.evaluation.folder import evaluate_folder
     from effnet_lit.model.modelfile import load_model
 
-    figures = evaluate_folder(load_model(model_file(model)), folder)
+    figures = evaluate_folder(load_model(model), folder)
     if as_json:
         print(json.dumps(figures, indent=2))
         return
@@ -104,10 +104,12 @@ def predict(
     """Name what is in images. A file that cannot be read gets its line, the rest go on."""
     if as_json and as_csv:
         raise UserError("--json and --csv exclude each other; give one of them.")
+    if as_csv and sets is not None:
+        raise UserError("--csv has a column for every class and none for --set; use --json, or neither.")
     from effnet_lit.predict_command import predict_files
 
     form = "json" if as_json else "csv" if as_csv else "lines"
-    if not predict_files(model_file(model), paths, form, top, explain, sets):
+    if not predict_files(model, paths, form, top, explain, sets):
         raise typer.Exit(1)
 
 
@@ -121,7 +123,7 @@ def try_page(
     """Drop images on a page of this machine and see the answers."""
     from effnet_lit.try_command import try_model
 
-    try_model(model_file(model), port, browser)
+    try_model(model, port, browser)
 
 
 @app.command()
@@ -173,8 +175,9 @@ def pack(
     index = read_images(folder, manifest, group)
     ticks = iter(track(range(len(index.paths)), "packing", transient=True))
     shards = write_shards(index, out, int(gigabytes * 1e9), lambda done, total: next(ticks, None))
-    print(f"{len(index.paths):,} images in {shards:,} shards.")
-    print(f"Next     {typed('python train.py', override('data.dir', out))}")
+    few = ["limits=off"] if len(index.paths) < FEWEST_IMAGES else []
+    print(f"{len(index.paths):,} images in {shards:,} shard{'' if shards == 1 else 's'}.")
+    print(f"Next     {typed('python train.py', override('data.dir', out), *few)}")
 
 
 @app.command()
@@ -194,15 +197,3 @@ def cache(
         print(f"{size / 1e9:8.3f} GB  {data_dir}")
     total = f"{sum(size for _, size in sizes) / 1e9:8.3f} GB in {place}{', deleted' if clear else ''}"
     print(total if sizes else f"No decoded images are kept in {place}.")
-
-
-def model_file(path: Path) -> Path:
-    """The model file itself, where a run folder was given."""
-    if not path.is_dir():
-        return path
-    if (path / "model.safetensors").is_file():
-        return path / "model.safetensors"
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is not a run folder; give one under runs/, or a model.safetensors.")
-    go_on = typed("python train.py", override("resume", path))
-    raise UserError(f"{path} holds no model.safetensors: its run did not end; go on with: {go_on}")

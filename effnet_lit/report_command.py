@@ -83,6 +83,6 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "macro F1": lambda result: f"{result['test']['f1_macro']:.3f}",
     "calibration error": lambda result: f"{result['calibration']['test_error']:.1%}",
     "images to train on": lambda result: f"{result['images']['train']:,}",
-    "time, in all": lambda result: "{:.0f}:{:02.0f} min".format(*divmod(result["seconds"], 60)),
+    "time, in all": lambda result: "{}:{:02} min".format(*divmod(round(result["seconds"]), 60)),
     "peak memory": lambda result: f"{(result['peak_memory_bytes'] or 0) / 1e9:.1f} GB",
 }

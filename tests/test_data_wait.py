@@ -45,4 +45,4 @@ def test_a_slow_loader_shows(
 
     monkeypatch.setattr(Gather, "__getitem__", slowly)
     assert share(class_folder, tmp_path / "slow") > 0.5
-    assert "more data.workers" in capsys.readouterr().out
+    assert "Try      data.workers=4" in capsys.readouterr().out

@@ -181,6 +181,12 @@ def test_enough_steps_are_advised(images: int, epochs: int, override: str) -> No
     assert advice.override == override
 
 
+def test_a_run_that_was_stopped_early_is_not_told_to_last_longer() -> None:
+    seen = trained_with(healthy(train=0.4, test=0.4), early_stopping=1)
+    (advice,) = diagnose(replace(seen, epochs=[{"val/loss": 1.0}] * 2))
+    assert advice.kind == "few_steps" and advice.override == "training.early_stopping=0"
+
+
 def test_a_run_worse_than_guessing_has_too_high_a_rate() -> None:
     (advice,) = diagnose(restless(healthy(train=0.65, test=0.6), 9))
     assert advice.kind == "rate_high" and "9 of 17" in advice.evidence

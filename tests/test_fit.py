@@ -204,11 +204,24 @@ def test_a_dirty_folder_ends_in_a_trained_model(class_folder: Path, tmp_path: Pa
     assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before, "the user's files were touched"
 
 
-def test_early_stopping_stops(class_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("balance", ["loss", "sampler"])
+def test_uneven_classes_are_balanced(class_folder: Path, tmp_path: Path, finished: Path, balance: str) -> None:
+    folder = tmp_path / "uneven"
+    shutil.copytree(class_folder, folder)
+    for path in sorted((folder / "red").iterdir())[8:]:
+        path.unlink()
+    plain, balanced = (
+        fit(tiny(folder, "epochs=1", f"data.balance={kind}"), tmp_path / kind).run_dir for kind in ("none", balance)
+    )
+    assert not equal(weights(plain), weights(balanced))
+
+
+def test_early_stopping_stops(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(class_folder, "epochs=12", "learning_rate=1e-12", "training.early_stopping=1")
     run_dir = fit(config, tmp_path / "run").run_dir
     rows = metrics(run_dir)
     assert len(rows) < 12
+    assert f"Stopped early after {len(rows)} of 12 epochs" in capsys.readouterr().out
 
 
 def test_a_run_is_not_resumed_on_other_images(finished: Path, class_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,16 @@ def test_probabilities_are_softmax_of_normalised_pixels() -> None:
         expected = torch.softmax(model.network(pixels), 1)
         assert torch.allclose(model(batch), expected, atol=1e-6)
         assert torch.allclose(model(batch).sum(1), torch.ones(3), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [images().float() / 255, images()[..., :1], images(32), images()[0], images().numpy()],
+    ids=["floats", "grey", "size", "one", "array"],
+)
+def test_images_given_otherwise_are_refused(given: Any) -> None:
+    with pytest.raises(UserError, match=r"uint8 tensor \(N, 64, 64, 3\)"):
+        classifier()(given)
 
 
 def test_temperature_softens() -> None:

@@ -255,7 +255,8 @@ def too_little(found: Index, problems: Problems, left: Index, splits: np.ndarray
         return str(error)
     for part, least in zip(PARTS, (2, 1, 1), strict=True):
         if (splits == part).sum() < least:
-            return f"{found.root} has too few images to make a {part} part; add images to each class."
+            few = "groups (data.group)" if found.groups else "images"
+            return f"{found.root} has too few {few} to make a {part} part; add images to each class."
     return ""
 
 

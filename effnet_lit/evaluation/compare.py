@@ -23,7 +23,7 @@ class Comparison(NamedTuple):
     def sentence(self, names: tuple[str, str]) -> str:
         """For the screen."""
         if not self.images:
-            return f"{names[0]} and {names[1]} held out no image in common; give data.split= of one to the other."
+            return f"{names[0]} and {names[1]} held out no image in common, so they cannot be compared."
         first, second = (f"{count / self.images:.1%}" for count in self.right)
         about = f"{names[0]} {first}, {names[1]} {second} on {self.images:,} images that both held out"
         better = names[0] if self.right[0] > self.right[1] else names[1]

@@ -114,10 +114,11 @@ def underfitting(seen: Evidence) -> Iterator[Advice]:
     if few:
         enough = math.ceil(FEW_STEPS * len(seen.epochs) / max(1, seen.steps))
         epochs = nearest_advised("epochs", max(twice, enough))
+        stopped = seen.config.training.early_stopping and len(seen.epochs) < seen.config.epochs
         yield Advice(
             "few_steps",
             f"Underfitting: {about}, after {seen.steps} steps; {FEW_STEPS} and more are usual.",
-            f"epochs={epochs:g}" + (" batch_size=8" if epochs < enough else ""),
+            "training.early_stopping=0" if stopped else f"epochs={epochs:g}" + " batch_size=8" * (epochs < enough),
             "a model that has learnt its training images; time grows with the steps",
         )
     elif seen.result["images"]["train"] > VERY_LARGE_SET and seen.config.model.name == "efficientnet_b0":

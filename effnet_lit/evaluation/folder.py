@@ -45,6 +45,8 @@ def evaluate_folder(classifier: ImageClassifier, folder: Path) -> dict[str, Any]
         raise UserError(f"{folder} holds no image that can be read; run effnet predict on one of them to see why.")
     probabilities = predict_probabilities(classifier, lambda start, stop: np.stack(images[start:stop]), len(images))
     figures = measure(probabilities, torch.tensor(labels), classifier.header.class_names)
+    if missing := len(known) - len(set(labels)):
+        notes.append(f"Note: {missing} of {len(known)} classes have no image here, and count as 0 in the macro F1.")
     trained_on = classifier.header.data.get("images")
     if not any(index.splits) and trained_on == len(index.paths):
         notes.append(

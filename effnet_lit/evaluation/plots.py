@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,5 +81,7 @@ def short(name: str) -> str:
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Write the figure as PNG."""
-    figure.savefig(target, dpi=130)
+    """Write the figure as PNG; letters that no font here has become boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(target, dpi=130)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from effnet_lit.commands import override, typed
 from effnet_lit.config import UserError
 from effnet_lit.model.familiarity import Familiarity
 from effnet_lit.model.zoo import build, last_layer
@@ -59,7 +60,15 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(header.std).view(1, 3, 1, 1), persistent=False)
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3), S = eval_size -> float32 (N, classes)."""
+        """uint8 (N, S, S, 3), S = eval_size -> float32 (N, classes).
+
+        Raises:
+            UserError: the images are given otherwise, on which the answers would be wrong without a sign of it.
+        """
+        size = self.header.eval_size
+        fits = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1:] == (size, size, 3)
+        if not fits:
+            raise UserError(f"A classifier takes a uint8 tensor (N, {size}, {size}, 3) with values from 0 to 255.")
         pixels = images.permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S), channels_last as it is a view of NHWC
         return self.network((pixels - self.mean) / self.std).float()
 
@@ -146,14 +155,30 @@ def read_metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
+def model_file(path: Path) -> Path:
+    """The model file itself, where a run folder was given.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run folder; give one under runs/, or a model.safetensors.")
+    go_on = typed("python train.py", override("resume", path))
+    raise UserError(f"{path} holds no model.safetensors: its run did not end; go on with: {go_on}")
+
+
 def load_model(path: str | Path) -> ImageClassifier:
-    """The classifier of a model file, in eval mode on the CPU.
+    """The classifier of a model file or a run folder, in eval mode on the CPU.
 
     Raises:
         UserError: as ``read_header``, or the file is damaged.
     """
-    header = read_header(Path(path))
-    metadata, tensors = read_metadata(Path(path)), load_file(path)
+    path = model_file(Path(path))
+    header, metadata, tensors = read_header(path), read_metadata(path), load_file(path)
     if metadata.get(DIGEST) not in (None, digest(metadata[KEY], tensors)):
         raise UserError(f"{path} is damaged: it is not what was written; copy it again, or train again.")
     network = build(header.architecture)

@@ -77,9 +77,8 @@ def conclude(result: Result, console: Console) -> None:
         f"{result.baseline_accuracy:.1%}), after {time_text(result.seconds)}.",
         style="bold",
     )
-    advice = "; data.cache=disk or more data.workers shorten that" if result.data_wait >= 0.03 else ""
     if (result.run_dir / "learning_curves.png").is_file():
-        console.print(f"Waiting  {result.data_wait:.1%} of the training time was spent waiting for images{advice}.")
+        console.print(f"Waiting  {result.data_wait:.1%} of the training time was spent waiting for images.")
     for advice in result.advice:
         console.print(f"Doctor   {advice.lines()}")
     console.print(f"Open     {folder}/report.html; all figures: {folder}/result.json")

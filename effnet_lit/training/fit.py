@@ -133,6 +133,11 @@ def train_everything(
         train(trainer, module, datamodule, checkpoint, run_dir)
     finally:
         module.captured = None  # the memory of graphs, which measuring the network needs
+    if any(isinstance(one, EarlyStopping) and one.stopped_epoch for one in trainer.callbacks):  # type: ignore[attr-defined]
+        console.print(
+            f"Stopped early after {trainer.current_epoch} of {config.epochs} epochs: no lower validation loss in the "
+            f"last {config.training.early_stopping} (training.early_stopping)."
+        )
     (waiting,) = (callback for callback in trainer.callbacks if isinstance(callback, DataWait))  # type: ignore[attr-defined]
     return waiting
 
@@ -182,7 +187,7 @@ def build_training(
     check_trainer_numbers(config)
     total = total_steps(config, datamodule.batches_per_epoch)
     classes = len(data.class_names)
-    weights = class_weights(data.labels[data.part("train")], classes) if balance == "loss" else None
+    weights = class_weights(data.labels[data.part("train")], classes).tolist() if balance == "loss" else None
     module = Classifier(network, classes, config, total, weights)
     callbacks: list[Callback] = [RunProgress(console, total, config.epochs)]
     if config.training.averaging_fraction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -36,7 +37,7 @@ class Classifier(lightning.LightningModule):
         classes: int,
         config: Config,
         total_steps: int,
-        class_weights: np.ndarray | None = None,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)

@@ -111,6 +111,8 @@ def verdict(settings: Sequence[Setting]) -> str:
 
     All settings saw the same images, so the test is on the careful side.
     """
+    if len(settings) > 1 and all(setting.name.startswith("data.fold=") for setting in settings):
+        return f"{len(settings)} folds, nothing to choose: a figure of all is that of their held-out parts together."
     best, *others = settings
     if not others:
         return f"one setting, {best.accuracy:.1%} right: nothing to choose."
