@@ -28,7 +28,8 @@ def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet:
     """Audit a folder as a run with these settings would, print the summary, write audit.json and audit.html.
 
     Raises:
-        UserError: the folder cannot be used, not even to train on, or the findings cannot be written.
+        UserError: the folder cannot be read, the findings cannot be written, or, when they are, nothing can be
+            trained on the images.
     """
     out = out or Path("audits") / folder.resolve().name
     if out.resolve().is_relative_to(folder.resolve()):

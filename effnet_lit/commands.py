@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ def typed(program: str, *words: str | Path) -> str:
     return " ".join([program, *(for_shell(str(word)) for word in words)])
 
 
-def for_shell(word: str) -> str:
-    """As a shell takes it for one word; in the double quotes that Windows knows too, where these do."""
+def for_shell(word: str, windows: bool = os.name == "nt") -> str:
+    """As the system's shell takes it for one word; in double quotes where these do."""
+    if windows:
+        return subprocess.list2cmdline([word])
     plain = shlex.quote(word)
-    return plain if plain == word or re.search(r'["$`\\!%]', word) else f'"{word}"'
+    return plain if plain == word or re.search(r'["$`\\!]', word) else f'"{word}"'
 
 
 def override(key: str, value: Any) -> str:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from effnet_lit.checks import check
-from effnet_lit.commands import for_hydra, override
+from effnet_lit.commands import for_hydra, override, typed
 from effnet_lit.config import (
     EMBEDDED_DATA_IMAGES,
     EMBEDDED_DATA_NAME,
@@ -250,10 +250,10 @@ def with_quotes(text: str) -> str:
     """What a person types as Hydra reads it: a value with letters that its grammar does not know, such as those of
     most languages, gets the quotes that it wants; of several values between commas each one."""
     key, equals, value = text.partition("=")
-    if not equals or re.search(r"""['"\[\]{}$=]""", value) or is_read(text):
+    if not equals or re.search(r"""['"\[\]{}$=]|^\w+\(""", value) or is_read(text):
         return text
-    whole = "," not in value or Path(value).expanduser().exists()
-    quoted = for_hydra(value) if whole else ",".join(map(for_hydra, value.split(",")))
+    parts = [value] if Path(value).expanduser().exists() else value.split(",")
+    quoted = ",".join(part if is_read(f"{key}={part}") else for_hydra(part.strip()) for part in parts)
     return f"{key}={quoted}" if is_read(f"{key}={quoted}") else text
 
 
@@ -285,7 +285,9 @@ def check_keys(overrides: Sequence[str]) -> None:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException as error:
             if "=" not in text and Path(text).expanduser().exists():
-                raise UserError(f"{text} is no setting; to train on it write {override('data.dir', text)}.") from error
+                raise UserError(
+                    f"{text} is no setting; to train on it: {typed('python train.py', override('data.dir', text))}"
+                ) from error
             raise UserError(
                 f"'{text}' cannot be read; write key=value, and quote a value with spaces or commas: \"key='a value'\"."
             ) from error
@@ -323,7 +325,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if "hydra/sweeper/optuna" in f"{error}\n{text}":
         return 'sweep=optuna needs an extra; install it: pip install "effnet_lit[search]".'
     if "Ambiguous value" in text:
-        value = text.split("'")[1]
+        value = re.findall(r"argument '?(.*?)'?$", text, re.MULTILINE)[0]
         return f"{value} holds a comma, which means several runs; add -m, or quote it: \"key='a,b'\"."
     wrong = re.search(
         r"Value '(.*?)'(?: of type '.*')? (?:could not be converted|is incompatible|is not a valid)", text
@@ -331,7 +333,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     key = re.search(r"full_key: (\S+)", text)
     if wrong and key:
         return f"{key[1]}={wrong[1]} has the wrong type; give {expected(key[1])}."
-    if key and (given := next((one for one in overrides if one.startswith(f"{key[1]}=")), None)):
+    refused = re.match("Invalid value assigned|Cannot (merge|convert)", text)
+    if refused and key and (given := next((one for one in overrides if one.startswith(f"{key[1]}=")), None)):
         return f"{given} has the wrong type; give {expected(key[1])}."
     given = " ".join(overrides)
     return f"{text.splitlines()[0]} (in: {given}); python train.py --help lists every setting."

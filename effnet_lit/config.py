@@ -89,7 +89,7 @@ class DataConfig:
     )
     val_fraction: float = knob(
         0.1,
-        "share of images that follow training and calibrate its probabilities; no epoch is chosen by them",
+        "share of images that follow training and calibrate its probabilities; early_stopping looks at them",
         possible=Range(0.01, 0.5),
     )
     test_fraction: float = knob(0.2, "share of images held out for the final figure", possible=Range(0.01, 0.5))

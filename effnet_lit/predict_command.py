@@ -57,7 +57,7 @@ def predict_files(
         predictions = iter(track(predictions, "predicting", len(files), console=console, transient=True))
     if form == "lines" and not is_sure(1.0, header):
         wanted = header.calibration["wanted_accuracy"]
-        console.print(f"Sure of no answer: no threshold left {wanted:.0%} of the answers on validation images right.")
+        console.print(f"Never sure: no threshold left answers that were {wanted:.0%} right on the validation images.")
     lines = partial(text_line, width=min(WIDEST_PATH, max(len(str(file)) for file in files)))
     print_one = {"json": json_line, "csv": csv_line, "lines": lines}[form]
     if form == "csv":

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -124,13 +125,22 @@ def call_hydra(task: Callable[[Any], Any], arguments: Sequence[str]) -> None:
     """Run a task under hydra.main with these arguments; errors come out as exceptions, not as Hydra's report."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *arguments]
+    running = False
+
+    @wraps(task)
+    def job(config: Any) -> Any:
+        nonlocal running
+        running = True
+        result = task(config)
+        running = False
+        return result
+
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, arguments)) from error
     except (NotADirectoryError, PermissionError, FileNotFoundError) as error:
-        folders = [text.partition("=")[2] for text in arguments if re.match(r"hydra\.(run|sweep)\.dir=", text)]
-        if not any(folder.strip("'") in str(error.filename) for folder in folders or ["runs"]):
+        if running:  # it is not Hydra's, which makes the run folder before
             raise
         raise UserError(
             f"The run folder {error.filename} cannot be made ({error.strerror}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as some
 
-from effnet_lit.commands import override, typed
+from effnet_lit.commands import for_shell, override, typed
 from effnet_lit.composition import compose, with_quotes
 from effnet_lit.config import UserError
 
@@ -84,10 +85,33 @@ def test_what_hydra_reads_stays(text: str) -> None:
     assert with_quotes(text) == text
 
 
-def test_values_of_a_sweep_are_quoted_one_by_one() -> None:
-    assert with_quotes("name=größer,kleiner") == "name='größer',kleiner"
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("name=größer,kleiner", "name='größer',kleiner"),
+        ("data.dir=null,Bäume", "data.dir=null,'Bäume'"),
+        ("data.dir=noise, Bäume", "data.dir=noise,'Bäume'"),
+        ("name=choice(größer,kleiner)", "name=choice(größer,kleiner)"),
+    ],
+)
+def test_values_of_a_sweep_are_quoted_one_by_one(given: str, read: str) -> None:
+    assert with_quotes(given) == read
 
 
-def test_what_nobody_can_read_is_told() -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        compose("data.dir='a")
+def test_a_windows_shell_takes_double_quotes() -> None:
+    assert for_shell(r"runs\2026-photos", windows=True) == r"runs\2026-photos"
+    assert for_shell(override("data.dir", r"C:\my photos"), windows=True) == "\"data.dir='C:\\my photos'\""
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("data.dir='a", "cannot be read"),
+        ("name=Bä,ü", "'Bä','ü' holds a comma"),
+        ("name=${foo}", "Interpolation key 'foo' not found"),
+        ("data.mean=3", "has the wrong type; give numbers like"),
+    ],
+)
+def test_what_cannot_be_read_is_told(given: str, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        compose(given)

@@ -173,7 +173,13 @@ def test_what_to_type_can_be_typed(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("images", "epochs", "override"),
-    [(1400, 1, "epochs=10"), (1400, 5, "epochs=10"), (160, 18, "epochs=50 batch_size=8"), (700, 18, "epochs=36")],
+    [
+        (1400, 1, "epochs=10"),
+        (1400, 5, "epochs=10"),
+        (160, 18, "epochs=50 batch_size=8"),
+        (700, 18, "epochs=36"),
+        (40, 300, "add images"),
+    ],
 )
 def test_enough_steps_are_advised(images: int, epochs: int, override: str) -> None:
     seen = healthy(f"epochs={epochs}", "limits=off", train=0.4, test=0.4, images=images)

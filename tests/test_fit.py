@@ -131,7 +131,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     resumed = fit(compose(f"resume={run_dir}"), tmp_path / "unused")
     assert resumed.run_dir == run_dir
     assert equal(weights(finished), weights(run_dir))
-    assert resumed.data_wait < 0.9 and 1000 < resumed.seconds < 1100
+    stored = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    assert len(stored["data_wait_by_epoch"]) == 2 and max(stored["data_wait_by_epoch"]) < 0.9
+    assert 1000 < resumed.seconds < 1100
     rows = metrics(run_dir)
     assert [row["epoch"] for row in rows] == ["1", "2"]
 
@@ -216,6 +218,12 @@ def test_uneven_classes_are_balanced(class_folder: Path, tmp_path: Path, finishe
     assert not equal(weights(plain), weights(balanced))
 
 
+def test_a_model_that_learnt_nothing_suspects_no_labels(class_folder: Path, tmp_path: Path) -> None:
+    config = tiny(class_folder, "epochs=1", "learning_rate=1e-8")
+    audit = json.loads((fit(config, tmp_path / "run").run_dir / "audit.json").read_text(encoding="utf-8"))
+    assert "likely_wrong_label" not in {finding["kind"] for finding in audit["findings"]}
+
+
 def test_early_stopping_stops(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(class_folder, "epochs=12", "learning_rate=1e-12", "training.early_stopping=1")
     run_dir = fit(config, tmp_path / "run").run_dir
@@ -286,6 +294,21 @@ def test_fit_leaves_the_callers_config_alone(class_folder: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_wandb_that_does_not_start_is_one_sentence_and_leaves_nothing(
+    class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def refuse(*args: object, **options: object) -> None:
+        (tmp_path / "run" / "wandb" / "run-1").mkdir(parents=True)
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match=r"wandb fails \(No API key configured\); run wandb login"):
+        fit(tiny(class_folder, "log.wandb=online"), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*"))
+
+
 def test_wandb_offline_needs_no_account(class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_dir = fit(tiny(class_folder, "epochs=1", "log.wandb=offline"), tmp_path / "run").run_dir

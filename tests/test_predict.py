@@ -76,6 +76,14 @@ def test_heat_maps_are_written_and_none_is_lost(model: Path, class_folder: Path,
         assert picture.size == (64, 32)
 
 
+def test_pictures_do_not_lie_among_the_images(model: Path, class_folder: Path) -> None:
+    folder = class_folder / "red"
+    before = sorted(folder.iterdir())
+    done = CliRunner().invoke(app, ["predict", str(model), str(folder), "--explain", str(folder)])
+    assert done.exit_code == 2 and "among the images" in done.stderr
+    assert sorted(folder.iterdir()) == before
+
+
 def test_not_sure_and_sets(model: Path, class_folder: Path) -> None:
     header = load_model(model).header
     done = CliRunner().invoke(app, ["predict", str(model), str(class_folder), "--json", "--set", "0.9"])

@@ -29,6 +29,7 @@ from effnet_lit.data.split import EXCLUDED, PARTS, Shares, assign_splits
 from effnet_lit.data.split_file import with_split
 from effnet_lit.data.store import kept_bytes, row_bytes
 
+LEFT_OUT = "data.exclude leaves all of them out"
 Problems = tuple[tuple[str, str], ...]  # (path, reason)
 
 
@@ -245,7 +246,8 @@ def too_little(found: Index, problems: Problems, left: Index, splits: np.ndarray
     for label, name in enumerate(found.class_names):
         if label not in usable:
             own = [f"{path}: {why}" for path, why in problems if found.labels[found.paths.index(path)] == label]
-            reason = own[0] if own else "the same pixels are under other classes too"
+            all_left_out = label not in found.labels
+            reason = own[0] if own else LEFT_OUT if all_left_out else "the same pixels are under other classes too"
             return f"Class '{name}' in {found.root} has no usable image ({reason}); add some, or remove it."
         if label not in trained:
             return f"Class '{name}' in {found.root} has no training image; add some, or remove it."

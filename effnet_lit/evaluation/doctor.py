@@ -76,7 +76,9 @@ def leakage(seen: Evidence) -> Iterator[Advice]:
 
 
 def label_noise(seen: Evidence) -> Iterator[Advice]:
-    """Training images that the model contradicts though it was taught their label."""
+    """Training images that the model contradicts though it was taught their label, and for long enough."""
+    if undertaught(seen) and seen.steps < FEW_STEPS:
+        return
     sample = seen.result["training_sample"]
     share, low, high = (
         sample["contradicted"] / sample["images"],
@@ -106,19 +108,15 @@ def frozen(seen: Evidence) -> Iterator[Advice]:
 
 def underfitting(seen: Evidence) -> Iterator[Advice]:
     """The training images themselves were not learnt; why, where something points there."""
-    few = seen.steps < FEW_STEPS
-    if seen.fitted[2] >= (LEARNT if few else FITTED) or seen.config.training.strategy == "probe":
+    if not undertaught(seen):
         return
     about = f"right on only {seen.train[0]:.1%} of the training images themselves ({between(*seen.train[1:])})"
     twice = nearest_advised("epochs", 2 * seen.config.epochs)
-    if few:
-        enough = math.ceil(FEW_STEPS * len(seen.epochs) / max(1, seen.steps))
-        epochs = nearest_advised("epochs", max(twice, enough))
-        stopped = seen.config.training.early_stopping and len(seen.epochs) < seen.config.epochs
+    if seen.steps < FEW_STEPS:
         yield Advice(
             "few_steps",
             f"Underfitting: {about}, after {seen.steps} steps; {FEW_STEPS} and more are usual.",
-            "training.early_stopping=0" if stopped else f"epochs={epochs:g}" + " batch_size=8" * (epochs < enough),
+            more_steps(seen, twice),
             "a model that has learnt its training images; time grows with the steps",
         )
     elif seen.result["images"]["train"] > VERY_LARGE_SET and seen.config.model.name == "efficientnet_b0":
@@ -135,6 +133,24 @@ def underfitting(seen: Evidence) -> Iterator[Advice]:
             f"epochs={twice:g}" + (" augmentation=light" if seen.config.augmentation == "heavy" else ""),
             "a model that has learnt its training images; twice the time",
         )
+
+
+def undertaught(seen: Evidence) -> bool:
+    """Whether the training images were not learnt, for which after few steps less evidence is asked."""
+    least = LEARNT if seen.steps < FEW_STEPS else FITTED
+    return seen.fitted[2] < least and seen.config.training.strategy != "probe"
+
+
+def more_steps(seen: Evidence, least_epochs: float) -> str:
+    """What to type for ``FEW_STEPS`` steps, or as many as the advised ranges allow."""
+    config, images = seen.config, seen.result["images"]["train"]
+    if config.training.early_stopping and len(seen.epochs) < config.epochs:
+        return "training.early_stopping=0"
+    enough = math.ceil(FEW_STEPS * len(seen.epochs) / max(1, seen.steps))
+    epochs = nearest_advised("epochs", max(least_epochs, enough))
+    if epochs >= enough:
+        return f"epochs={epochs:g}"
+    return f"epochs={epochs:g} batch_size=8" if epochs * (images // 8) > seen.steps else "add images"
 
 
 def distant_weights(seen: Evidence) -> Iterator[Advice]:
@@ -338,7 +354,6 @@ RULES: tuple[Rule, ...] = (
 WHILE_TRAINING: tuple[Rule, ...] = (diverged, rough, slow)  # their evidence is there before the end
 EXPLAINS = {
     "label_noise": ("underfitting", "overfitting"),
-    "few_steps": ("label_noise",),  # hardly taught, a model contradicts labels by chance
     "rate_high": ("few_steps", "underfitting", "overfitting"),
     "rate_low": ("few_steps", "underfitting"),
     "few_images": ("imbalance",),

@@ -23,6 +23,7 @@ from effnet_lit.model.zoo import build, last_layer
 KEY, DIGEST = "effnet_lit", "sha256"
 FORMAT_VERSION = 1
 FAMILIARITY = "familiarity."  # before the names of its tensors
+DAMAGED = "{} is damaged: it is not what was written; copy it again, or train again."
 NEXT = "give a model.safetensors written by effnet_lit"
 
 
@@ -115,8 +116,8 @@ def digest(header: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of all that the file says, by which damage is noticed."""
     found = hashlib.sha256(header.encode())
     for name in sorted(tensors):
-        found.update(f"{name}{tuple(tensors[name].shape)}".encode())
-        found.update(tensors[name].numpy().data)
+        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -124,14 +125,25 @@ def read_header(path: Path) -> Header:
     """The header of a model file.
 
     Raises:
-        UserError: no file, not safetensors, without our header, or of a newer format.
+        UserError: no file, not safetensors, without our header, of a newer format, or damaged.
     """
-    metadata = read_metadata(path)
-    values = json.loads(metadata[KEY])
-    if values.get("format_version", 0) > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer effnet_lit; update effnet_lit to read it.")
-    known = {item.name for item in fields(Header)}
-    return Header(**{key: value for key, value in values.items() if key in known})
+    return parse_header(path, read_metadata(path)[KEY])
+
+
+def parse_header(path: Path, text: str) -> Header:
+    """The header from its JSON.
+
+    Raises:
+        UserError: it is of a newer format, or damaged.
+    """
+    try:
+        values = json.loads(text)
+        if values.get("format_version", 0) > FORMAT_VERSION:
+            raise UserError(f"{path} was written by a newer effnet_lit; update effnet_lit to read it.")
+        known = {item.name for item in fields(Header)}
+        return Header(**{key: value for key, value in values.items() if key in known})
+    except (AttributeError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(DAMAGED.format(path)) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -178,9 +190,11 @@ def load_model(path: str | Path) -> ImageClassifier:
         UserError: as ``read_header``, or the file is damaged.
     """
     path = model_file(Path(path))
-    header, metadata, tensors = read_header(path), read_metadata(path), load_file(path)
+    metadata = read_metadata(path)
+    tensors = load_file(path)
     if metadata.get(DIGEST) not in (None, digest(metadata[KEY], tensors)):
-        raise UserError(f"{path} is damaged: it is not what was written; copy it again, or train again.")
+        raise UserError(DAMAGED.format(path))
+    header = parse_header(path, metadata[KEY])
     network = build(header.architecture)
     known = {name: tensors.pop(FAMILIARITY + name) for name in Familiarity.NAMES if FAMILIARITY + name in tensors}
     network.load_state_dict(tensors)

@@ -97,7 +97,8 @@ def start_loggers(loggers: list[Logger], run_dir: Path) -> None:
                 if not resumed:
                     shutil.rmtree(run_dir / "wandb", ignore_errors=True)
                 reason = str(error).splitlines()[0].rstrip(".")
-                raise UserError(f"wandb fails ({reason}); run wandb login, or use log.wandb=offline.") from error
+                remedy = "run wandb login, or use" if "key" in reason else "use"
+                raise UserError(f"wandb fails ({reason}); {remedy} log.wandb=offline.") from error
 
 
 def finish_loggers(loggers: list[Logger]) -> None:

@@ -26,7 +26,7 @@ from effnet_lit.data.audit_page import write_audit_page
 from effnet_lit.data.prepare import PreparedData, pictures, pixels_of
 from effnet_lit.data.split_file import SPLIT, write_split
 from effnet_lit.evaluation.calibration import calibrate, calibration_error, calibration_interval
-from effnet_lit.evaluation.doctor import Advice, diagnose
+from effnet_lit.evaluation.doctor import Advice, diagnose, undertaught
 from effnet_lit.evaluation.evidence import read_evidence
 from effnet_lit.evaluation.familiarity import fit_familiarity, unlike_above
 from effnet_lit.evaluation.features import answers_and_features, training_sample
@@ -180,8 +180,9 @@ def finish(
             "model_bytes": model_path.stat().st_size,
         },
     )
-    advice = tuple(diagnose(read_evidence(run_dir)))
-    if all(one.kind != "few_steps" for one in advice):  # hardly taught, a model contradicts labels by chance
+    seen = read_evidence(run_dir)
+    advice = tuple(diagnose(seen))
+    if not undertaught(seen) or any(one.kind == "label_noise" for one in advice):  # else it contradicts by chance
         add_suspected_labels(run_dir, data, {"val": answers.val, "test": answers.test})
     write_predictions(run_dir / "test_predictions.csv", data, answers.test)
     if (run_dir / "metrics.csv").is_file():  # not after a probe

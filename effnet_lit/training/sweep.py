@@ -64,9 +64,11 @@ def conclude_sweep(jobs: list[Job]) -> None:
         console.print(f"Verdict  {sentence}", soft_wrap=True, highlight=False, markup=False)
         plot = best.parent / "sweep.png"
         plot_settings([s.name for s in settings], [s.accuracy for s in settings], [s.interval for s in settings], plot)
+        headline, _, rest = sentence.removesuffix(".").partition("; ")
         facts = {
             "folder": best.parent.name,
-            "verdict": sentence[0].upper() + sentence[1:],
+            "headline": headline[0].upper() + headline[1:],
+            "rest": f"{rest}." if rest else "",
             "settings": settings,
             "runs": [(differing(job, common), result) for job, result in finished],
             "failed": [(differing(job, common), job.error) for job in failed],
