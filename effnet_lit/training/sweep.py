@@ -113,7 +113,7 @@ def verdict(settings: Sequence[Setting]) -> str:
 
     All settings saw the same images, so the test is on the careful side.
     """
-    if len(settings) > 1 and all(setting.name.startswith("data.fold=") for setting in settings):
+    if len(settings) > 1 and all(re.fullmatch(r"data\.fold=\S+", setting.name) for setting in settings):
         return f"{len(settings)} folds, nothing to choose: a figure of all is that of their held-out parts together."
     best, *others = settings
     if not others:
