@@ -84,10 +84,10 @@ def test_the_verdict_knows_chance() -> None:
     assert "take a=1: 95.0%" in clear and "better than every other by more than chance" in clear
     close = verdict(by_setting([("a=1", result(0.95)), ("a=2", result(0.94))]))
     assert "not better by more than chance than: a=2" in close
-    # two proportions of 400 images: 0.90 and 0.86 are 1.75 deviations apart, 0.90 and 0.85 are 2.14
     assert "nothing to choose" in verdict(
         by_setting([("data.fold=0/2", result(0.95)), ("data.fold=1/2", result(0.80))])
     )
+    # two proportions of 400 images: 0.90 and 0.86 are 1.75 deviations apart, 0.90 and 0.85 are 2.14
     assert "not better" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.86))]))
     assert "better than every other" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.85))]))
 
