@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from effnet_lit.commands import override, typed
+from effnet_lit.commands import override, training_on
 from effnet_lit.composition import compose
-from effnet_lit.config import FEWEST_IMAGES, Config, UserError
+from effnet_lit.config import Config, UserError
 from effnet_lit.data.audit import write_audit
 from effnet_lit.data.audit_page import write_audit_page
 from effnet_lit.data.augment_sheet import write_augment_sheet
@@ -51,8 +51,8 @@ def audit_folder(folder: Path, settings: Sequence[str], out: Path | None, sheet:
         raise UserError(data.obstacle)
     if sheet:
         console.print(f"         {out / 'augmentation.png'}", soft_wrap=True)
-    few = ["limits=off"] if data.audit["images"]["used"] < FEWEST_IMAGES and "limits=off" not in settings else []
-    console.print(f"Next     {typed('python train.py', override('data.dir', folder), *settings, *few)}", soft_wrap=True)
+    next_command = training_on(folder, data.audit["images"]["used"], settings)
+    console.print(f"Next     {next_command}", soft_wrap=True)
 
 
 def prepare_shown(config: Config, console: Console) -> PreparedData:

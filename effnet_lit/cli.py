@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from effnet_lit.commands import override, typed
-from effnet_lit.config import FEWEST_IMAGES, UserError
+from effnet_lit.commands import training_on
+from effnet_lit.config import UserError
 
 app = typer.Typer(
     help="Train EfficientNet-B0 on a folder of images, measure it, use it.",
@@ -175,9 +175,8 @@ def pack(
     index = read_images(folder, manifest, group)
     ticks = iter(track(range(len(index.paths)), "packing", transient=True))
     shards = write_shards(index, out, int(gigabytes * 1e9), lambda done, total: next(ticks, None))
-    few = ["limits=off"] if len(index.paths) < FEWEST_IMAGES else []
     print(f"{len(index.paths):,} images in {shards:,} shard{'' if shards == 1 else 's'}.")
-    print(f"Next     {typed('python train.py', override('data.dir', out), *few)}")
+    print(f"Next     {training_on(out, len(index.paths))}")
 
 
 @app.command()

@@ -6,8 +6,11 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from effnet_lit.config import FEWEST_IMAGES
 
 HYDRA_WORDS = ("null", "true", "false", "inf", "nan")  # in any case, they are values of their own
 
@@ -15,6 +18,17 @@ HYDRA_WORDS = ("null", "true", "false", "inf", "nan")  # in any case, they are v
 def typed(program: str, *words: str | Path) -> str:
     """A whole command line."""
     return " ".join([program, *(for_shell(str(word)) for word in words)])
+
+
+def going_on(run: Path) -> str:
+    """The command that resumes a run."""
+    return typed("python train.py", override("resume", run))
+
+
+def training_on(folder: Path, images: int, settings: Sequence[str] = ()) -> str:
+    """The command that trains on a folder of so many images, with these settings."""
+    few = ["limits=off"] if images < FEWEST_IMAGES and "limits=off" not in settings else []
+    return typed("python train.py", override("data.dir", folder), *settings, *few)
 
 
 def for_shell(word: str, windows: bool = os.name == "nt") -> str:

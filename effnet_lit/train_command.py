@@ -17,16 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from effnet_lit.composition import (
-    check_keys,
-    compose,
-    compose_with_preset,
-    conf_dir,
-    explain,
-    register_schema,
-    with_quotes,
-)
+from effnet_lit.composition import compose, compose_with_preset, register_schema
 from effnet_lit.config import Knob, UserError, knobs
+from effnet_lit.overrides import check_keys, conf_dir, explain, with_quotes
 
 if TYPE_CHECKING:
     from effnet_lit.training.fit import Result

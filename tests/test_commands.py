@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from effnet_lit.commands import for_shell, override, typed
-from effnet_lit.composition import compose, with_quotes
+from effnet_lit.composition import compose
 from effnet_lit.config import UserError
+from effnet_lit.overrides import with_quotes
 
 TEXT = some.text(some.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), min_size=1)
 

@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from effnet_lit.composition import (
-    LAYER_DECAY,
-    OWNED_TRAINER_ARGUMENTS,
-    compose,
-    conf_dir,
-    mirror_changes_label,
-    trainer_arguments,
-)
+from effnet_lit.composition import LAYER_DECAY, compose, mirror_changes_label
 from effnet_lit.config import UserError, to_dict
+from effnet_lit.overrides import OWNED_TRAINER_ARGUMENTS, conf_dir, trainer_arguments
 from effnet_lit.training.optim import peak_rate
 
 PRESETS = {  # the card's table: batch_size, epochs, learning_rate, dropout_rate, augmentation

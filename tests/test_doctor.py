@@ -21,7 +21,8 @@ from effnet_lit import compose, fit
 from effnet_lit.cli import app
 from effnet_lit.config import Config, UserError
 from effnet_lit.data.prepare import PreparedData, prepare
-from effnet_lit.evaluation.doctor import WHILE_TRAINING, Advice, diagnose
+from effnet_lit.evaluation.advice import Advice
+from effnet_lit.evaluation.doctor import WHILE_TRAINING, diagnose
 from effnet_lit.evaluation.evidence import Evidence, read_evidence
 from effnet_lit.evaluation.gather_evidence import copies_held_out, mirror_pairs
 from effnet_lit.evaluation.metrics import wilson_interval

@@ -207,7 +207,7 @@ def test_a_dirty_folder_ends_in_a_trained_model(class_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("balance", ["loss", "sampler"])
-def test_uneven_classes_are_balanced(class_folder: Path, tmp_path: Path, finished: Path, balance: str) -> None:
+def test_uneven_classes_are_balanced(class_folder: Path, tmp_path: Path, balance: str) -> None:
     folder = tmp_path / "uneven"
     shutil.copytree(class_folder, folder)
     for path in sorted((folder / "red").iterdir())[8:]:
@@ -293,7 +293,6 @@ def test_fit_leaves_the_callers_config_alone(class_folder: Path, tmp_path: Path)
     assert config == tiny(class_folder, "epochs=1")
 
 
-@pytest.mark.slow
 def test_wandb_that_does_not_start_is_one_sentence_and_leaves_nothing(
     class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +308,7 @@ def test_wandb_that_does_not_start_is_one_sentence_and_leaves_nothing(
     assert not list(tmp_path.glob("run/*"))
 
 
+@pytest.mark.slow
 def test_wandb_offline_needs_no_account(class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_dir = fit(tiny(class_folder, "epochs=1", "log.wandb=offline"), tmp_path / "run").run_dir

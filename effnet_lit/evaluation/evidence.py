@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from effnet_lit.commands import override, typed
+from effnet_lit.commands import going_on
 from effnet_lit.config import Config, UserError, from_dict
 from effnet_lit.evaluation.metrics import wilson_interval
 
@@ -76,8 +76,7 @@ def read_evidence(run_dir: Path) -> Evidence:
     except FileNotFoundError as error:
         name = Path(error.filename).name
         if (run_dir / "config.yaml").is_file():
-            go_on = typed("python train.py", override("resume", run_dir))
-            raise UserError(f"{run_dir} has no {name}: its run did not end; go on with: {go_on}") from error
+            raise UserError(f"{run_dir} has no {name}: its run did not end; go on with: {going_on(run_dir)}") from error
         raise UserError(f"{run_dir} has no {name}, so it is not a run; give a folder under runs/.") from error
     if "training_sample" not in result:
         raise UserError(f"{run_dir} was trained by an older version, which kept too little evidence; train again.")

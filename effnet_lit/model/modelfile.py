@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from effnet_lit.commands import override, typed
+from effnet_lit.commands import going_on
 from effnet_lit.config import UserError
 from effnet_lit.model.familiarity import Familiarity
 from effnet_lit.model.zoo import build, last_layer
@@ -179,8 +179,7 @@ def model_file(path: Path) -> Path:
         return path / "model.safetensors"
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder; give one under runs/, or a model.safetensors.")
-    go_on = typed("python train.py", override("resume", path))
-    raise UserError(f"{path} holds no model.safetensors: its run did not end; go on with: {go_on}")
+    raise UserError(f"{path} holds no model.safetensors: its run did not end; go on with: {going_on(path)}")
 
 
 def load_model(path: str | Path) -> ImageClassifier:

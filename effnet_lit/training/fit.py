@@ -24,7 +24,7 @@ from rich.progress import (
 from torch import nn
 
 from effnet_lit.checks import check
-from effnet_lit.commands import override, typed
+from effnet_lit.commands import going_on
 from effnet_lit.config import Config, UserError, from_dict, to_dict
 from effnet_lit.data.balance import class_weights
 from effnet_lit.data.datamodule import ClassFolderDataModule
@@ -270,7 +270,7 @@ def train(
     run_dir: Path,
 ) -> None:
     """Run the loop, leave the final weights in ``module``; turn Ctrl-C into a message that says how to go on."""
-    go_on = typed("python train.py", override("resume", run_dir))
+    go_on = going_on(run_dir)
     try:
         with warnings.catch_warnings():
             for known in UNINTERESTING:

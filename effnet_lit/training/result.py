@@ -25,8 +25,9 @@ from effnet_lit.data.audit import Item, suspected_labels, write_audit
 from effnet_lit.data.audit_page import write_audit_page
 from effnet_lit.data.prepare import PreparedData, pictures, pixels_of
 from effnet_lit.data.split_file import SPLIT, write_split
+from effnet_lit.evaluation.advice import Advice
 from effnet_lit.evaluation.calibration import calibrate, calibration_error, calibration_interval
-from effnet_lit.evaluation.doctor import Advice, diagnose, undertaught
+from effnet_lit.evaluation.doctor import diagnose
 from effnet_lit.evaluation.evidence import read_evidence
 from effnet_lit.evaluation.familiarity import fit_familiarity, unlike_above
 from effnet_lit.evaluation.features import answers_and_features, training_sample
@@ -39,6 +40,7 @@ from effnet_lit.evaluation.metrics import (
 )
 from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_curves
 from effnet_lit.evaluation.report import write_report
+from effnet_lit.evaluation.rules_learning import undertaught
 from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
 from effnet_lit.training.data_wait import DataWait
 from effnet_lit.training.hardware import Hardware
@@ -185,11 +187,16 @@ def finish(
     if not undertaught(seen) or any(one.kind == "label_noise" for one in advice):  # else it contradicts by chance
         add_suspected_labels(run_dir, data, {"val": answers.val, "test": answers.test})
     write_predictions(run_dir / "test_predictions.csv", data, answers.test)
+    draw(run_dir, data, classifier, test)
+    return replace(result, advice=advice)
+
+
+def draw(run_dir: Path, data: PreparedData, classifier: ImageClassifier, test: dict[str, Any]) -> None:
+    """The plots and the report of what the other files of the run say."""
     if (run_dir / "metrics.csv").is_file():  # not after a probe
         plot_learning_curves(run_dir / "metrics.csv", run_dir / "learning_curves.png")
     plot_confusion_matrix(test["confusion_matrix"], data.class_names, run_dir / "confusion_matrix.png")
     write_report(run_dir, classifier, pixels_of(data))
-    return replace(result, advice=advice)
 
 
 def calibrated_answers(classifier: ImageClassifier, data: PreparedData, val_labels: np.ndarray) -> Answers:
