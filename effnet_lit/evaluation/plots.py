@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+
+from effnet_lit.evaluation.fonts import fonts_for
 
 CURVES = (("train", "#9aa5b1", "training (augmented, smoothed labels)"), ("val", "#1f6feb", "validation"))
 
@@ -54,7 +57,7 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence
         for true, predicted in np.argwhere(counts > 0):
             colour = "white" if shares[true, predicted] > 0.5 else "black"
             axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color=colour, fontsize=8)
-    save(figure, target)
+    save(figure, target, "".join(names))
 
 
 def plot_settings(
@@ -71,7 +74,7 @@ def plot_settings(
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.set(xlabel="right on the validation images, with 95% interval", ylim=(0.4, len(names) + 0.6))
     axes.grid(axis="x", alpha=0.25)
-    save(figure, target)
+    save(figure, target, "".join(names))
 
 
 def short(name: str) -> str:
@@ -80,8 +83,10 @@ def short(name: str) -> str:
     return shown.replace("$", r"\$")
 
 
-def save(figure: Figure, target: Path) -> None:
-    """Write the figure as PNG; letters that no font here has become boxes, without a warning for each."""
+def save(figure: Figure, target: Path, names: str = "") -> None:
+    """Write the figure as PNG; letters in ``names`` that no font here has become boxes, without a warning for each."""
+    for text in figure.findobj(Text):
+        text.set_fontfamily(fonts_for(names))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(target, dpi=130)
