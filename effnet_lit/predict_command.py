@@ -58,6 +58,8 @@ def predict_files(
     if form == "lines" and not is_sure(1.0, header):
         wanted = header.calibration["wanted_accuracy"]
         console.print(f"Never sure: no threshold left answers that were {wanted:.0%} right on the validation images.")
+    if form == "lines" and least == 0:
+        console.print(f"Every class is in each set: only more validation images could show {level:.0%}.")
     lines = partial(text_line, width=min(WIDEST_PATH, max(len(str(file)) for file in files)))
     print_one = {"json": json_line, "csv": csv_line, "lines": lines}[form]
     if form == "csv":

@@ -92,6 +92,11 @@ def test_not_sure_and_sets(model: Path, class_folder: Path) -> None:
     for row in rows:
         assert row["sure"] == (row["probability"] >= header.calibration["abstain_below"])
         assert all(one["probability"] >= header.calibration["set_0.9"] for one in row["top"][1:])
+    done = CliRunner().invoke(app, ["predict", str(model), str(class_folder / "red"), "--set", "0.99"])
+    assert "only more validation images could show 99%" in done.stderr  # there were 12
+    assert all(
+        sum(name in line.split("  ", 1)[1] for name in header.class_names) == 3 for line in done.stdout.splitlines()
+    )
     done = CliRunner().invoke(app, ["predict", str(model), str(class_folder), "--set", "0.7"])
     assert done.exit_code == 2 and "it has: 0.8, 0.9, 0.95, 0.99" in done.output
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from effnet_lit.training.result import Result
-from effnet_lit.training.sweep import by_setting, verdict
+from effnet_lit.training.sweep import by_error, by_setting, of_folds, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,11 +67,11 @@ def test_a_search_needs_its_extra_or_finds_the_best(class_folder: Path, tmp_path
         assert done.returncode == 2 and 'pip install "effnet_lit[search]"' in done.stderr
         assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs").exists()
     else:
-        assert done.returncode == 0 and done.stdout.count("Verdict  take learning_rate=") == 1
+        assert done.returncode == 0 and re.search("^Verdict  .*learning_rate=", done.stdout, re.MULTILINE)
 
 
-def result(accuracy: float, images: int = 400) -> Result:
-    return Result(Path("run"), Path("model"), {}, accuracy, 0.1, 1.0, 0.0, images)
+def result(accuracy: float, images: int = 400, test: dict[str, float] | None = None) -> Result:
+    return Result(Path("run"), Path("model"), test or {}, accuracy, 0.1, 1.0, 0.0, images)
 
 
 def test_seeds_are_one_setting() -> None:
@@ -80,16 +80,35 @@ def test_seeds_are_one_setting() -> None:
 
 
 def test_the_verdict_knows_chance() -> None:
-    clear = verdict(by_setting([("a=1", result(0.95)), ("a=2", result(0.80))]))
+    clear = verdict(by_setting([("a=1", result(0.95)), ("a=2", result(0.80))]), 0.1)
     assert "take a=1: 95.0%" in clear and "better than every other by more than chance" in clear
-    close = verdict(by_setting([("a=1", result(0.95)), ("a=2", result(0.94))]))
+    close = verdict(by_setting([("a=1", result(0.95)), ("a=2", result(0.94))]), 0.1)
     assert "not better by more than chance than: a=2" in close
-    assert "nothing to choose" in verdict(
-        by_setting([("data.fold=0/2", result(0.95)), ("data.fold=1/2", result(0.80))])
-    )
     # two proportions of 400 images: 0.90 and 0.86 are 1.75 deviations apart, 0.90 and 0.85 are 2.14
-    assert "not better" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.86))]))
-    assert "better than every other" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.85))]))
+    assert "not better" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.86))]), 0.1)
+    assert "better than every other" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.85))]), 0.1)
+
+
+def test_the_verdict_knows_what_guessing_gets() -> None:
+    settings = by_setting([("a=1", result(0.53)), ("a=2", result(0.2))])  # of 400: 48.1% to 57.8%
+    assert verdict(settings, 0.48).startswith("take a=1")
+    assert verdict(settings, 0.5).startswith("nothing to choose: the best, a=1, is 53.0% right")
+
+
+def test_folds_are_counted_together() -> None:
+    folds = [
+        ("data.fold=1/2", result(0.9, test={"accuracy": 0.75, "images": 100})),
+        ("data.fold=0/2", result(0.8, test={"accuracy": 0.9, "images": 50})),
+    ]
+    assert of_folds(folds) == (
+        "2 folds together: 80.0% right on 150 images, each held out once (95% interval 72.9% to 85.6%)."
+    )
+    assert not of_folds(folds[:1]) and not of_folds([*folds, ("data.fold=0/2 seed=1", result(0.9))])
+
+
+def test_a_mistake_that_many_jobs_make_is_told_once() -> None:
+    failed = [(f"seed={i}", "no images") for i in range(5)] + [("seed=9", "too large")]
+    assert by_error(failed) == [("seed=0, seed=1, seed=2 and 2 more", "no images"), ("seed=9", "too large")]
 
 
 def test_several_devices_are_refused(class_folder: Path, tmp_path: Path) -> None:

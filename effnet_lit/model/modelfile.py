@@ -183,7 +183,7 @@ def model_file(path: Path) -> Path:
 
 
 def load_model(path: str | Path) -> ImageClassifier:
-    """The classifier of a model file or a run folder, in eval mode on the CPU.
+    """The classifier of a model file or a run folder, in eval mode on the CPU; its answers carry no gradients.
 
     Raises:
         UserError: as ``read_header``, or the file is damaged.
@@ -198,4 +198,4 @@ def load_model(path: str | Path) -> ImageClassifier:
     known = {name: tensors.pop(FAMILIARITY + name) for name in Familiarity.NAMES if FAMILIARITY + name in tensors}
     network.load_state_dict(tensors)
     familiarity = Familiarity(**known) if known else None
-    return ImageClassifier(network, header, familiarity).eval()
+    return ImageClassifier(network, header, familiarity).eval().requires_grad_(False)

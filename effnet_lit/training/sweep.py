@@ -54,13 +54,15 @@ def conclude_sweep(jobs: list[Job]) -> None:
     for job in failed:
         table.add_row("-", escape(differing(job, common)), "failed")
     console.print(table)
-    for job in failed:
-        console.print(f"failed: {differing(job, common)}: {job.error}", soft_wrap=True, highlight=False, markup=False)
+    mistakes = by_error([(differing(job, common), job.error) for job in failed])
+    for names, error in mistakes:
+        console.print(f"failed: {names}: {error}", soft_wrap=True, highlight=False, markup=False)
     if finished:
         best = finished[0][1].run_dir
         point_latest(best, best.parent.parent)
-        settings = by_setting([(differing(job, common), result) for job, result in finished])
-        sentence = verdict(settings)
+        runs = [(differing(job, common), result) for job, result in finished]
+        settings = by_setting(runs)
+        sentence = of_folds(runs) or verdict(settings, finished[0][1].baseline_accuracy)
         console.print(f"Verdict  {sentence}", soft_wrap=True, highlight=False, markup=False)
         plot = best.parent / "sweep.png"
         plot_settings([s.name for s in settings], [s.accuracy for s in settings], [s.interval for s in settings], plot)
@@ -70,8 +72,8 @@ def conclude_sweep(jobs: list[Job]) -> None:
             "headline": headline[0].upper() + headline[1:],
             "rest": f"{rest}." if rest else "",
             "settings": settings,
-            "runs": [(differing(job, common), result) for job, result in finished],
-            "failed": [(differing(job, common), job.error) for job in failed],
+            "runs": runs,
+            "failed": mistakes,
         }
         page = write_page(best.parent / "sweep.html", facts)
         console.print(
@@ -108,22 +110,52 @@ def by_setting(runs: Sequence[tuple[str, Result]]) -> list[Setting]:
     return sorted(found.values(), key=lambda setting: -setting.accuracy)
 
 
-def verdict(settings: Sequence[Setting]) -> str:
+def by_error(failed: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Names of the jobs that failed for the same reason, and that reason."""
+    names: dict[str, list[str]] = {}
+    for name, error in failed:
+        names.setdefault(error, []).append(name)
+    return [(", ".join(told[:3]) + more(told[3:]), error) for error, told in names.items()]
+
+
+def more(left: Sequence[str]) -> str:
+    """The end of a list that names only its first."""
+    return f" and {len(left)} more" if left else ""
+
+
+def of_folds(runs: Sequence[tuple[str, Result]]) -> str:
+    """The held-out parts of several folds together; empty where the runs are anything else."""
+    if len(runs) < 2 or not all(re.fullmatch(r"data\.fold=\S+", name) for name, _ in runs):
+        return ""
+    images = sum(result.test["images"] for _, result in runs)
+    right = sum(round(result.test["accuracy"] * result.test["images"]) for _, result in runs)
+    low, high = wilson_interval(right, images)
+    return (
+        f"{len(runs)} folds together: {right / images:.1%} right on {images:,} images, each held out once "
+        f"(95% interval {low:.1%} to {high:.1%})."
+    )
+
+
+def verdict(settings: Sequence[Setting], baseline: float) -> str:
     """Which setting to take, and whether it leads the next one by more than chance (two proportions, 95%).
 
-    All settings saw the same images, so the test is on the careful side.
+    All settings saw the same images, so the test is on the careful side. ``baseline`` is the share that always
+    answering the most frequent class gets right.
     """
-    if len(settings) > 1 and all(re.fullmatch(r"data\.fold=\S+", setting.name) for setting in settings):
-        return f"{len(settings)} folds, nothing to choose: a figure of all is that of their held-out parts together."
     best, *others = settings
     if not others:
         return f"one setting, {best.accuracy:.1%} right: nothing to choose."
     low, high = best.interval
+    if low <= baseline:
+        return (
+            f"nothing to choose: the best, {best.name}, is {best.accuracy:.1%} right, and always answering the most "
+            f"frequent class {baseline:.1%}. More epochs may help."
+        )
     about = f"take {best.name}: {best.accuracy:.1%} right (95% interval {low:.1%} to {high:.1%})"
     ties = [other.name for other in others if not leads(best, other)]
     if not ties:
         return f"{about}; better than every other by more than chance."
-    names = ", ".join(ties[:3]) + (f" and {len(ties) - 3} more" if len(ties) > 3 else "")
+    names = ", ".join(ties[:3]) + more(ties[3:])
     return f"{about}; not better by more than chance than: {names}. More seeds (seed=0,1,2) would tell."
 
 
