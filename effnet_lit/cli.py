@@ -1,4 +1,4 @@
-"""`effnet`: train, audit, evaluate, predict, try, report, doctor, pack, cache."""
+"""`effnet`: train, audit, evaluate, predict, try, export, report, doctor, pack, cache."""
 
 from __future__ import annotations
 
@@ -124,6 +124,22 @@ def try_page(
     from effnet_lit.try_command import try_model
 
     try_model(model, port, browser)
+
+
+@app.command()
+@for_people
+def export(
+    model: ModelPath,
+    out: Annotated[Path | None, typer.Option(help="where to write; otherwise model.onnx beside the model file")] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="images to compare on; otherwise those that the run held out")
+    ] = None,
+    small: Annotated[bool, typer.Option("--small", help="weights in 8 bits: a quarter of the size, no faster")] = False,
+) -> None:
+    """Write a model as ONNX for apps, edge devices and servers, and compare its answers with predict's."""
+    from effnet_lit.export_command import export_model
+
+    export_model(model, out, check, small)
 
 
 @app.command()

@@ -1,0 +1,105 @@
+"""Whether an export answers as ``effnet predict`` does, and how fast."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnxruntime
+from PIL import Image, ImageOps
+
+from effnet_lit.config import UserError
+from effnet_lit.data.decode import DecodeError, decode
+from effnet_lit.deploy.predict import answer
+from effnet_lit.model.modelfile import ImageClassifier
+
+File = tuple[str, Callable[[], bytes]]  # an image file's name, and what reads it
+LARGEST_ERROR = 1e-3  # of a probability on the same pixels; sums in another order differ by a thousandth of it
+TIMED = 30  # calls, after three that count for nothing
+
+
+@dataclass
+class Agreement:
+    """How an export's answers compare with those of ``effnet predict``."""
+
+    images: int = 0
+    other_classes: list[str] = field(default_factory=list)  # names of the images
+    other_doubts: list[str] = field(default_factory=list)  # the same class, but not the same sure or unlike
+    largest_difference: float = 0.0  # of a probability
+
+    def sentence(self, kind: str) -> str:
+        """For the screen."""
+        others = self.other_classes + self.other_doubts
+        told = f"; not on {', '.join(others[:3])}{' ...' if others[3:] else ''}" if others else ""
+        return (
+            f"the class and the doubts of effnet predict on {self.images - len(others)} of {self.images} {kind}, "
+            f"probabilities within {self.largest_difference:.1g}{told}"
+        )
+
+
+def compare(
+    classifier: ImageClassifier, model: onnx.ModelProto, files: Iterable[File], largest_error: float = LARGEST_ERROR
+) -> Agreement:
+    """The export on whole photographs, as an app opens them, beside ``effnet predict``; unreadable files are left out.
+
+    Raises:
+        UserError: a probability differs by more than ``largest_error`` on the same pixels.
+    """
+    session, header, found = session_of(model), classifier.header, Agreement()
+    for name, read in files:
+        try:
+            content = read()
+            square, photograph = decode(content, header.eval_size, header.resize), opened(content)
+        except (DecodeError, OSError):
+            continue
+        ((expected, unlike),) = answer(classifier, [square])
+        sure = expected.max() >= header.calibration.get("abstain_below", 0.0)
+        network, _ = ask(session, square)
+        if (error := float(np.abs(network - expected).max())) > largest_error:
+            raise UserError(
+                f"Nothing was written: on {name} the exported network differs by {error:.3f} in a probability. Try the "
+                "versions of torch, onnx and onnxscript in requirements.txt."
+            )
+        probabilities, doubts = ask(session, photograph)
+        found.images += 1
+        found.largest_difference = max(found.largest_difference, float(np.abs(probabilities - expected).max()))
+        if probabilities.argmax() != expected.argmax():
+            found.other_classes.append(name)
+        elif doubts != (sure, unlike):
+            found.other_doubts.append(name)
+    return found
+
+
+def ask(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np.ndarray, tuple[bool, bool]]:
+    """Probabilities (classes) of one image (H, W, 3), and whether the answer is sure and the image unlike training."""
+    probabilities, sure, unlike = (np.asarray(output)[0] for output in session.run(None, {"image": image[None]}))
+    return probabilities, (bool(sure), bool(unlike))
+
+
+def opened(content: bytes) -> np.ndarray:
+    """uint8 (H, W, 3) in the two steps that an app takes."""
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def seconds_an_image(model: onnx.ModelProto, size: int) -> float:
+    """Median time of one thread for one image of ``size`` x ``size``."""
+    session, image = session_of(model, threads=1), np.zeros((1, size, size, 3), np.uint8)
+    times = []
+    for _ in range(3 + TIMED):
+        start = time.perf_counter()
+        session.run(None, {"image": image})
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:])
+
+
+def session_of(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+    """The model, loaded; 0 threads are as many as there are cores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
