@@ -105,14 +105,17 @@ def to_onnx(classifier: ImageClassifier, eight_bits: bool = False) -> onnx.Model
             opset_version=OPSET,
             input_names=["square"],
             output_names=["probabilities", "sure", "unlike"],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),  # an error where N cannot be any number
         )
     assert exported is not None
     network = exported.model_proto
     fit = square_of(header.resize, header.eval_size)
     fit.ir_version = network.ir_version
     whole = merge_models(fit, network, [("square", "square")])
-    for item in (*whole.graph.node, *whole.graph.value_info, *whole.graph.input, *whole.graph.output):
+    whole.graph.ClearField("value_info")
+    for output in whole.graph.output:
+        output.type.tensor_type.shape.dim[0].dim_param = "n"
+    for item in (*whole.graph.node, *whole.graph.output):
         item.ClearField("metadata_props")  # where on this machine the code lies that made them
     if eight_bits:
         known = classifier.familiarity  # a thousandth of it tells familiar from unlike

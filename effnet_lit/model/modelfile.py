@@ -92,7 +92,7 @@ class ImageClassifier(nn.Module):
         zeros where the model file says nothing about it."""
         probabilities, features = self.with_features(images)
         if self.familiarity is None:
-            return probabilities, torch.zeros(len(images), device=images.device)
+            return probabilities, torch.zeros_like(probabilities[:, 0])
         return probabilities, self.familiarity(features)
 
 
