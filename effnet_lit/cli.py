@@ -130,7 +130,9 @@ def try_page(
 @for_people
 def export(
     model: ModelPath,
-    out: Annotated[Path | None, typer.Option(help="where to write; otherwise model.onnx beside the model file")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file or folder to write to; otherwise beside the model file")
+    ] = None,
     check: Annotated[
         Path | None, typer.Option(help="images to compare on; otherwise those that the run held out")
     ] = None,

@@ -46,7 +46,9 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
     from effnet_lit.deploy import agreement, export
 
     source = model_file(model)
-    target = out or source.with_name("model-small.onnx" if small else "model.onnx")
+    target = out or source.parent
+    if target.is_dir():
+        target /= "model-small.onnx" if small else "model.onnx"
     export.must_be_free(target)
     kind, files = ("images", files_of(check)) if check else ("held-out images", held_out(source.parent))
     classifier = load_model(source)

@@ -165,6 +165,8 @@ def test_a_model_file_alone_is_compared_on_noise_and_other_files_are_left_alone(
     done = CliRunner().invoke(app, ["export", model, "--out", str(other)])
     assert done.exit_code == 2 and "left alone" in done.stderr
     assert other.read_text(encoding="utf-8") == "mine"
+    done = CliRunner().invoke(app, ["export", model, "--out", str(tmp_path / "gone" / "model.onnx")])
+    assert done.exit_code == 2 and "gone is no folder" in done.stderr
     shutil.copy(run_dir / "model.onnx", other)  # an earlier export
     done = CliRunner().invoke(app, ["export", model, "--out", str(other)])
     assert done.exit_code == 0 and "on 4 of 4 images of noise" in done.stdout

@@ -14,7 +14,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 from effnet_lit.config import UserError
-from effnet_lit.data.decode import DecodeError, decode
+from effnet_lit.data.decode import DecodeError, decode, quiet_pillow
 from effnet_lit.deploy.predict import answer
 from effnet_lit.model.modelfile import ImageClassifier
 
@@ -82,9 +82,17 @@ def ask(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np.nd
 
 
 def opened(content: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) in the two steps that an app takes."""
-    with Image.open(io.BytesIO(content)) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    """uint8 (H, W, 3) in the two steps that an app takes.
+
+    Raises:
+        DecodeError: these do not open it.
+    """
+    with quiet_pillow:
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except Exception as error:  # whatever a decoder trips over, as in data/decode.py
+            raise DecodeError(str(error)) from error
 
 
 def seconds_an_image(model: onnx.ModelProto, size: int) -> float:

@@ -139,8 +139,10 @@ def must_be_free(path: Path) -> None:
     """Nothing but an earlier export may be written over.
 
     Raises:
-        UserError: ``path`` holds something else.
+        UserError: ``path`` holds something else, or its folder is not there.
     """
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no folder; make it, or give another path with --out.")
     if path.exists() and not is_export(path):
         raise UserError(f"{path} is no earlier export of effnet_lit and is left alone; give another path with --out.")
 
@@ -156,6 +158,7 @@ def write_onnx(path: Path, model: onnx.ModelProto) -> None:
         unfinished.write_bytes(model.SerializeToString())
         os.replace(unfinished, path)
     except OSError as error:
+        unfinished.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror}); give another path with --out.") from error
 
 
