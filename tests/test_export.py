@@ -172,7 +172,10 @@ def test_a_model_file_alone_is_compared_on_noise_and_other_files_are_left_alone(
     assert done.exit_code == 0 and "on 4 of 4 images of noise" in done.stdout
     done = CliRunner().invoke(app, ["export", model, "--small"])
     assert done.exit_code == 2 and "give some with --check" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "notes.onnx"]
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    done = CliRunner().invoke(app, ["export", model, "--check", str(tmp_path / "broken.jpg")])
+    assert done.exit_code == 2 and "holds no image that can be read" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "model.safetensors", "notes.onnx"]
 
 
 def test_weights_in_eight_bits_take_a_quarter_and_answer_the_same(run_dir: Path) -> None:
@@ -194,10 +197,11 @@ def test_rounding_is_off_by_half_a_step(weights: np.ndarray) -> None:
     assert (np.abs(integers * scale - weights) <= scale * 0.501).all()
 
 
-def test_eight_bits_that_change_classes_are_refused() -> None:
-    must_agree(Agreement(100, ["a", "b"], ["c"] * 9))
-    with pytest.raises(UserError, match="change the class of 3 of 100 images"):
-        must_agree(Agreement(100, ["a", "b", "c"]))
+def test_eight_bits_that_change_answers_are_refused() -> None:
+    must_agree(Agreement(100, ["a"], ["b"]))
+    must_agree(Agreement(10, ["a"]))
+    with pytest.raises(UserError, match="change the class or the doubts of 3 of 100 images"):
+        must_agree(Agreement(100, ["a"], ["b", "c"]))
 
 
 def test_without_the_extra_it_says_what_to_install(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
