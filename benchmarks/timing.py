@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PACKAGES = (
+    "onnx",
+    "onnxruntime",
+    "opencv-python-headless",
     "effnet_lit",
     "torch",
     "torchvision",

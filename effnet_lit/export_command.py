@@ -25,7 +25,7 @@ from effnet_lit.model.modelfile import load_model, model_file
 if TYPE_CHECKING:
     from effnet_lit.deploy.agreement import Agreement, File
 
-MOST_COMPARED = 500  # photographs; half a minute
+MOST_COMPARED = 500  # photographs; half a minute, of 12 megapixels two
 MOST_CHANGED = 0.02  # of the answers, by weights in 8 bits; 0% to 1.2% where it was measured
 NOISE = ((48, 64), (301, 200), (640, 480), (33, 1000))  # heights and widths of images that are made up
 USE = """\
@@ -52,7 +52,7 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
     export.must_be_free(target)
     kind, files = ("images", files_of(check)) if check else ("held-out images", held_out(source.parent))
     classifier = load_model(source)
-    print("Export   a minute at most ...", flush=True)
+    print("Export   half a minute, with large photographs a few ...", flush=True)
     exported = export.to_onnx(classifier, small)
     console = Console(stderr=True)
     shown = track(spaced(files), "comparing", console=console, transient=True, disable=not console.is_terminal)
@@ -103,7 +103,7 @@ def held_out(run: Path) -> list[File]:
             paths = [row["path"] for row in csv.DictReader(file)]
         cache_dir = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else default_cache_dir()
         index = given_images(config.data, cache_dir)[0]
-    except (OSError, UserError, yaml.YAMLError):
+    except (OSError, UserError, ValueError, TypeError, yaml.YAMLError):  # also of a damaged config.yaml
         return []
     number = {path: i for i, path in enumerate(index.paths)}
     return [(path, partial(index.read, number[path])) for path in paths if path in number]

@@ -26,11 +26,13 @@ def in_eight_bits(model: onnx.ModelProto, untouched: np.ndarray | None) -> onnx.
     graph = small.graph
     weights = {name for node in graph.node if node.op_type in LAYERS for name in node.input[1:2]}
     nodes: list[onnx.NodeProto] = []
+    left = untouched is None
     for tensor in list(graph.initializer):
         values = numpy_helper.to_array(tensor)
         if tensor.name not in weights or values.size < LEAST:
             continue
         if untouched is not None and np.array_equal(values, untouched):
+            left = True
             continue
         integers, scale = rounded(values)
         whole, factor, product = (f"{tensor.name}_{part}" for part in ("int8", "scale", "float"))
@@ -38,6 +40,7 @@ def in_eight_bits(model: onnx.ModelProto, untouched: np.ndarray | None) -> onnx.
         graph.initializer.extend([numpy_helper.from_array(integers, whole), numpy_helper.from_array(scale, factor)])
         nodes.append(helper.make_node("Cast", [whole], [product], to=onnx.TensorProto.FLOAT))
         nodes.append(helper.make_node("Mul", [product, factor], [tensor.name]))
+    assert left, "the matrix that stays in float32 is not in the graph"
     for node in reversed(nodes):
         graph.node.insert(0, node)
     return small
@@ -46,6 +49,6 @@ def in_eight_bits(model: onnx.ModelProto, untouched: np.ndarray | None) -> onnx.
 def rounded(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(E, ...) float32 -> int8 (E, ...) and float32 (E, 1 ...), whose product differs by half a step at most."""
     rows = tuple(range(1, weights.ndim))
-    largest = np.abs(weights).max(axis=rows, keepdims=True)
-    scale = (np.where(largest > 0, largest, 1) / STEPS).astype(np.float32)
+    scale = (np.abs(weights).max(axis=rows, keepdims=True) / STEPS).astype(np.float32)
+    scale = np.where(scale > 0, scale, np.float32(1))  # also where it is too small for float32
     return np.round(weights / scale).astype(np.int8), scale

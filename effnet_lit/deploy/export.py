@@ -1,7 +1,7 @@
 """A model file as ONNX that takes photographs of any size, so that nothing before the network can be done otherwise.
 
-Resizing stands in the graph. On bytes ONNX Runtime resizes as Pillow does, but for one level of 255 in a thousandth of
-the values; in floating point it does not, because Pillow rounds between its two passes.
+Resizing stands in the graph. On bytes ONNX Runtime resizes as Pillow does, but for 1, seldom 2, of 255 in about a
+thousandth of the values; in floating point it does not, because Pillow rounds between its two passes.
 """
 
 from __future__ import annotations

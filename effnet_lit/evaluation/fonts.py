@@ -15,7 +15,7 @@ def fonts_for(text: str) -> list[str]:
     for font in fontManager.ttflist:
         if not missing:
             break
-        if "last resort" not in font.name.lower() and missing & (found := letters_of(font.fname)):
+        if "lastresort" not in font.name.lower().replace(" ", "") and missing & (found := letters_of(font.fname)):
             chosen.append(font.name)
             missing -= found
     return chosen

@@ -85,8 +85,9 @@ def short(name: str) -> str:
 
 def save(figure: Figure, target: Path, names: str = "") -> None:
     """Write the figure as PNG; letters in ``names`` that no font here has become boxes, without a warning for each."""
+    fonts = fonts_for(names)
     for text in figure.findobj(Text):
-        text.set_fontfamily(fonts_for(names))
+        text.set_fontfamily(fonts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(target, dpi=130)

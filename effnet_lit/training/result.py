@@ -63,6 +63,7 @@ class Result:
     seconds: float
     data_wait: float  # share of the training time in which a step waited for its data
     val_images: int = 0
+    val_baseline: float = 0.0  # as baseline_accuracy, of the validation images
     advice: tuple[Advice, ...] = ()  # the doctor's
 
 
@@ -162,6 +163,7 @@ def finish(
     result = Result(
         run_dir, model_path, test, val["accuracy"], baseline, seconds["total"], data_wait.share, val["images"]
     )
+    result = replace(result, val_baseline=baseline_accuracy(labels["train"], labels["val"]))
     mirrors = config.data.horizontal_flip == "on" and config.augmentation != "none"
     calibration = calibration_figures(answers.test, labels["test"], answers.calibration)
     write_json(

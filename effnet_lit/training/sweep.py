@@ -62,7 +62,7 @@ def conclude_sweep(jobs: list[Job]) -> None:
         point_latest(best, best.parent.parent)
         runs = [(differing(job, common), result) for job, result in finished]
         settings = by_setting(runs)
-        sentence = of_folds(runs) or verdict(settings, finished[0][1].baseline_accuracy)
+        sentence = of_folds(runs) or verdict(settings, finished[0][1].val_baseline)
         console.print(f"Verdict  {sentence}", soft_wrap=True, highlight=False, markup=False)
         plot = best.parent / "sweep.png"
         plot_settings([s.name for s in settings], [s.accuracy for s in settings], [s.interval for s in settings], plot)
@@ -125,7 +125,8 @@ def more(left: Sequence[str]) -> str:
 
 def of_folds(runs: Sequence[tuple[str, Result]]) -> str:
     """The held-out parts of several folds together; empty where the runs are anything else."""
-    if len(runs) < 2 or not all(re.fullmatch(r"data\.fold=\S+", name) for name, _ in runs):
+    folds = [re.fullmatch(r"data\.fold='?\d+/(\d+)'?", name) for name, _ in runs]
+    if len(runs) < 2 or not all(folds) or len({fold[1] for fold in folds if fold}) > 1:
         return ""
     images = sum(result.test["images"] for _, result in runs)
     right = sum(round(result.test["accuracy"] * result.test["images"]) for _, result in runs)
@@ -143,6 +144,8 @@ def verdict(settings: Sequence[Setting], baseline: float) -> str:
     answering the most frequent class gets right.
     """
     best, *others = settings
+    if others and all(setting.name.startswith("data.fold=") and " " not in setting.name for setting in settings):
+        return f"{len(settings)} folds, nothing to choose: each holds other images out."
     if not others:
         return f"one setting, {best.accuracy:.1%} right: nothing to choose."
     low, high = best.interval
