@@ -104,6 +104,7 @@ def test_folds_are_counted_together() -> None:
         "2 folds together: 80.0% right on 150 images, each held out once (95% interval 72.9% to 85.6%)."
     )
     assert not of_folds(folds[:1]) and not of_folds([folds[0], ("data.fold=0/3", folds[1][1])])  # these overlap
+    assert not of_folds([*folds, folds[0]])
     seeds = [(f"data.fold={fold}/2 seed={seed}", result(0.95 - 0.2 * fold)) for fold in (0, 1) for seed in (0, 1)]
     assert not of_folds(seeds) and verdict(by_setting(seeds), 0.1).startswith("2 folds, nothing to choose")
 

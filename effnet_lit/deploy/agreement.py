@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -32,6 +31,7 @@ class Agreement:
     other_classes: list[str] = field(default_factory=list)  # names of the images
     other_doubts: list[str] = field(default_factory=list)  # the same class, but not the same sure or unlike
     largest_difference: float = 0.0  # of a probability
+    other_on_squares: int = 0  # images whose class or doubts differ on the same pixels
 
     def sentence(self, kind: str) -> str:
         """For the screen."""
@@ -60,13 +60,14 @@ def compare(
             continue
         ((expected, unlike),) = answer(classifier, [square])
         sure = expected.max() >= header.calibration.get("abstain_below", 0.0)
-        network, _ = ask(session, square)
+        network, on_square = ask(session, square)
         error = float(np.abs(network - expected).max())
-        if not error <= largest_error or math.isnan(error):
+        if not error <= largest_error:  # also where it is no number
             raise UserError(
                 f"Nothing was written: on {name} the exported network differs by {error:.3f} in a probability. Try the "
                 "versions of torch, onnx and onnxscript in requirements.txt."
             )
+        found.other_on_squares += network.argmax() != expected.argmax() or on_square != (sure, unlike)
         probabilities, doubts = ask(session, photograph)
         found.images += 1
         found.largest_difference = max(found.largest_difference, float(np.abs(probabilities - expected).max()))

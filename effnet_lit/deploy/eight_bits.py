@@ -1,6 +1,6 @@
 """Weights of an ONNX file in 8 bits: a quarter of the size, the same speed.
 
-Only weights are rounded. Activations stay as they are: rounding those too costs EfficientNets much of their accuracy.
+Only weights are rounded. Activations stay as they are: rounding those too is not tried here.
 """
 
 from __future__ import annotations
@@ -50,5 +50,5 @@ def rounded(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(E, ...) float32 -> int8 (E, ...) and float32 (E, 1 ...), whose product differs by half a step at most."""
     rows = tuple(range(1, weights.ndim))
     scale = (np.abs(weights).max(axis=rows, keepdims=True) / STEPS).astype(np.float32)
-    scale = np.where(scale > 0, scale, np.float32(1))  # also where it is too small for float32
+    scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1))
     return np.round(weights / scale).astype(np.int8), scale

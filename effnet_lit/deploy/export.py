@@ -112,6 +112,7 @@ def to_onnx(classifier: ImageClassifier, eight_bits: bool = False) -> onnx.Model
     fit = square_of(header.resize, header.eval_size)
     fit.ir_version = network.ir_version
     whole = merge_models(fit, network, [("square", "square")])
+    del whole.opset_import[1:]  # the same one twice
     whole.graph.ClearField("value_info")
     for output in whole.graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "n"
@@ -143,6 +144,8 @@ def must_be_free(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no folder; make it, or give another path with --out.")
+    if path.suffix != ".onnx":
+        raise UserError(f"{path} is neither a folder nor the name of an .onnx file; give one of them with --out.")
     if path.exists() and not is_export(path):
         raise UserError(f"{path} is no earlier export of effnet_lit and is left alone; give another path with --out.")
 

@@ -126,7 +126,7 @@ def more(left: Sequence[str]) -> str:
 def of_folds(runs: Sequence[tuple[str, Result]]) -> str:
     """The held-out parts of several folds together; empty where the runs are anything else."""
     folds = [re.fullmatch(r"data\.fold='?\d+/(\d+)'?", name) for name, _ in runs]
-    if len(runs) < 2 or not all(folds) or len({fold[1] for fold in folds if fold}) > 1:
+    if len(runs) < 2 or not all(folds) or len({fold[1] for fold in folds if fold}) > 1 or len(dict(runs)) < len(runs):
         return ""
     images = sum(result.test["images"] for _, result in runs)
     right = sum(round(result.test["accuracy"] * result.test["images"]) for _, result in runs)
@@ -145,7 +145,7 @@ def verdict(settings: Sequence[Setting], baseline: float) -> str:
     """
     best, *others = settings
     if others and all(setting.name.startswith("data.fold=") and " " not in setting.name for setting in settings):
-        return f"{len(settings)} folds, nothing to choose: each holds other images out."
+        return f"{len(settings)} folds, nothing to choose: they differ in their images, not in a setting."
     if not others:
         return f"one setting, {best.accuracy:.1%} right: nothing to choose."
     low, high = best.interval
