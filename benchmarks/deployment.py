@@ -20,8 +20,7 @@ from PIL import Image
 from benchmarks.accuracy import load
 from benchmarks.timing import machine
 from effnet_lit import load_model
-from effnet_lit.data.decode import DecodeError, decode
-from effnet_lit.deploy.agreement import ask, opened, session_of
+from effnet_lit.deploy.agreement import ask, readable, session_of
 from effnet_lit.deploy.export import to_onnx
 from effnet_lit.deploy.predict import answer
 from effnet_lit.evaluation.metrics import wilson_interval
@@ -93,24 +92,19 @@ def parser() -> argparse.ArgumentParser:
 def measure(run: Path) -> dict[str, Any]:
     """For each way: how many answers are other than ``effnet predict``'s, and how many are right."""
     classifier = load_model(run)
-    size, resize = classifier.header.eval_size, classifier.header.resize
+    size = classifier.header.eval_size
     session, small = session_of(to_onnx(classifier)), session_of(to_onnx(classifier, eight_bits=True))
     with open(run / "test_predictions.csv", newline="", encoding="utf-8") as file:
         labels = {row["path"]: classifier.header.class_names.index(row["label"]) for row in csv.DictReader(file)}
 
     answers: dict[str, list[int]] = {name: [] for name in (PREDICT, SMALL, *WAYS)}
     right = []
-    for path, read in held_out(run):
-        try:
-            content = read()
-            square, image = decode(content, size, resize), opened(content)
-        except (DecodeError, OSError):
-            continue
+    for path, square, image in readable(held_out(run), classifier.header):
         right.append(labels[path])
         answers[PREDICT].append(int(answer(classifier, [square])[0][0].argmax()))
-        answers[SMALL].append(int(ask(small, image)[0].argmax()))
+        answers[SMALL].append(ask(small, image)[1][0])
         for name, prepare in WAYS.items():
-            answers[name].append(int(ask(session, prepare(image, size))[0].argmax()))
+            answers[name].append(ask(session, prepare(image, size))[1][0])
     expected = np.array(answers[PREDICT])
     rows = {
         name: {"other": int((np.array(given) != expected).sum()), "right": int((np.array(given) == right).sum())}

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PACKAGES = (
-    "onnx",
-    "onnxruntime",
-    "opencv-python-headless",
     "effnet_lit",
     "torch",
     "torchvision",
@@ -23,6 +20,9 @@ PACKAGES = (
     "cleanvision",
     "lightning",
     "numpy",
+    "onnx",
+    "onnxruntime",
+    "opencv-python-headless",
     "pillow",
     "opencv-python",
 )

@@ -16,10 +16,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from effnet_lit.config import UserError, from_dict
-from effnet_lit.data.cache import default_cache_dir
-from effnet_lit.data.prepare import given_images
+from effnet_lit.config import UserError
+from effnet_lit.data.prepare import cache_dir_of, given_images
 from effnet_lit.deploy.predict import find_images
+from effnet_lit.evaluation.evidence import read_config
 from effnet_lit.model.modelfile import load_model, model_file
 
 if TYPE_CHECKING:
@@ -51,58 +51,53 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
         target /= "model-small.onnx" if small else "model.onnx"
     export.must_be_free(target)
     kind, files = ("images", files_of(check)) if check else ("held-out images", held_out(source.parent))
-    classifier = load_model(source)
+    if small and not files:
+        raise UserError("--small is checked on photographs, and no held-out ones are here; give some with --check.")
+    if not files:
+        kind, files = "images of noise (no held-out photographs are here; --check takes others)", noise()
+    classifier, files = load_model(source), spaced(files)
     print("Export   half a minute, with large photographs a few ...", flush=True)
     exported = export.to_onnx(classifier, small)
     console = Console(stderr=True)
-    shown = track(spaced(files), "comparing", console=console, transient=True, disable=not console.is_terminal)
+    shown = track(files, "comparing", console=console, transient=True, disable=not console.is_terminal)
     found = agreement.compare(classifier, exported, shown, math.inf if small else agreement.LARGEST_ERROR)
-    if check and not found.images:
-        raise UserError(f"{check} holds no image that can be read; give another with --check.")
-    if small:
-        must_agree(found)
-    elif not found.images:
-        kind = "images of noise (no held-out photographs are here; --check takes others)"
-        found = agreement.compare(classifier, exported, noise())
+    must_agree(found, small)
     export.write_onnx(target, exported)
+    left_out = f"; {len(files) - found.images} could not be opened" if len(files) > found.images else ""
     size, classes = classifier.header.eval_size, len(classifier.header.class_names)
     print(
         f"Model    {target} ({target.stat().st_size / 1e6:.1f} MB{', weights in 8 bits' if small else ''})\n"
         f"Input    image: uint8 (N, H, W, 3), upright RGB of any size, resized to {size} x {size} within\n"
         f"Output   probabilities (N, {classes}), sure (N), unlike (N)\n"
         f"Classes  in the metadata, key {export.CLASSES}, as JSON\n"
-        f"Checked  {found.sentence(kind)}\n"
+        f"Checked  {found.sentence(kind)}{left_out}\n"
         f"Speed    {1e3 * agreement.seconds_an_image(exported, size):.1f} ms an image, one thread of this machine"
     )
     print(USE.format(path=str(target)))
 
 
-def must_agree(found: Agreement) -> None:
-    """Weights in 8 bits are for those whose answers they leave alone.
+def must_agree(found: Agreement, small: bool) -> None:
+    """Nothing is written on no evidence, nor weights in 8 bits that change answers.
 
     Raises:
-        UserError: they change too many, or there is no photograph to tell.
+        UserError: that would be so.
     """
     if not found.images:
+        raise UserError("Nothing was written: no image to compare on can be opened; give others with --check.")
+    if small and found.others_on_squares > max(1, MOST_CHANGED * found.images):
         raise UserError(
-            "Weights in 8 bits are checked on photographs, and the held-out ones are not here; give some with --check."
-        )
-    changed = found.other_on_squares
-    if changed > max(1, MOST_CHANGED * found.images):
-        raise UserError(
-            f"Nothing was written: weights in 8 bits change the class or the doubts of {changed} of {found.images} "
-            "images; leave --small out."
+            f"Nothing was written: weights in 8 bits change the class or the doubts of {found.others_on_squares} of "
+            f"{found.images} images; leave --small out."
         )
 
 
 def held_out(run: Path) -> list[File]:
     """The files that a run held out; none where the run or its images are gone."""
     try:
-        config = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+        data = read_config(run).data
         with open(run / "test_predictions.csv", newline="", encoding="utf-8") as file:
             paths = [row["path"] for row in csv.DictReader(file)]
-        cache_dir = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else default_cache_dir()
-        index = given_images(config.data, cache_dir)[0]
+        index = given_images(data, cache_dir_of(data))[0]
     except (OSError, UserError, ValueError, TypeError, yaml.YAMLError):  # also of a damaged config.yaml
         return []
     number = {path: i for i, path in enumerate(index.paths)}

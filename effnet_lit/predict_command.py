@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from effnet_lit.config import UserError
-from effnet_lit.deploy.predict import Prediction, find_images, predict
+from effnet_lit.deploy.predict import Prediction, find_images, is_sure, predict
 from effnet_lit.evaluation.gradcam import heat_maps, last_maps, overlay
 from effnet_lit.model.modelfile import Header, ImageClassifier, load_model
 
@@ -97,11 +97,6 @@ def set_threshold(header: Header, level: float) -> float:
         told = ", ".join(known) or "none, since it was trained by an older effnet_lit"
         raise UserError(f"--set {level:g} is not in this model; it has: {told}.")
     return known[f"{level:g}"]
-
-
-def is_sure(probability: float, header: Header) -> bool:
-    """Whether the answer is given without "not sure"."""
-    return probability >= header.calibration.get("abstain_below", 0.0)
 
 
 def json_line(item: Prediction, header: Header, chosen: Chosen) -> None:

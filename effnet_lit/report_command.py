@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from effnet_lit.config import UserError, from_dict, knobs, value_of
+from effnet_lit.config import UserError, knobs, value_of
 from effnet_lit.data.prepare import pixels_of, prepare
 from effnet_lit.evaluation.compare import compare
+from effnet_lit.evaluation.evidence import read_config
 from effnet_lit.evaluation.report import read_answers, read_json, write_report
 from effnet_lit.model.modelfile import load_model
 
@@ -36,7 +36,7 @@ def report(runs: Sequence[Path]) -> None:
 
 def images_of(run: Path) -> Callable[[str], np.ndarray | None]:
     """The run's images as they are now; none where their folder is gone."""
-    config = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    config = read_config(run)
     assert isinstance(config.data.eval_size, int)
     try:
         data = prepare(config.data, config.seed, False, config.data.eval_size, lambda done, total: None)
@@ -64,7 +64,7 @@ def side_by_side(runs: Sequence[Path]) -> Table:
     results = [read_json(run / "result.json") for run in runs]
     for title, told in FIGURES.items():
         table.add_row(title, *map(told, results))
-    configs = [from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))) for run in runs]
+    configs = [read_config(run) for run in runs]
     for key, _, _ in knobs():
         values = [str(value_of(config, key)) for config in configs]
         if len(set(values)) > 1 and key != "name":

@@ -49,7 +49,7 @@ def filters(length: int, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(270, 480), (60, 80), (480, 270)])
 def test_columns_are_resized_before_rows_whatever_pillow_prefers(shape: tuple[int, int]) -> None:
-    """The other order changes a quarter of the values; Pillow 13 takes it for tall images, 12 does not."""
+    """The other order rounds otherwise; Pillow 13 takes it for some tall images, 12 does not."""
     width, height = shape
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     columns = np.einsum("sw,hwc->hsc", filters(width, 64), pixels).round().clip(0, 255)

@@ -106,7 +106,9 @@ def test_folds_are_counted_together() -> None:
     assert not of_folds(folds[:1]) and not of_folds([folds[0], ("data.fold=0/3", folds[1][1])])  # these overlap
     assert not of_folds([*folds, folds[0]])
     seeds = [(f"data.fold={fold}/2 seed={seed}", result(0.95 - 0.2 * fold)) for fold in (0, 1) for seed in (0, 1)]
-    assert not of_folds(seeds) and verdict(by_setting(seeds), 0.1).startswith("2 folds, nothing to choose")
+    assert not of_folds(seeds) and "nothing to choose" in verdict(by_setting(seeds), 0.1)
+    crossed = [(f"data.fold={fold}/2 lr={rate}", result(0.9 - 0.2 * rate)) for fold in (0, 1) for rate in (0, 1)]
+    assert verdict(by_setting(crossed), 0.1).startswith("take lr=0: 90.0% right")
 
 
 def test_a_mistake_that_many_jobs_make_is_told_once() -> None:

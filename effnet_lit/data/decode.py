@@ -115,7 +115,7 @@ def fit_square(image: Image.Image, size: int, resize: str) -> np.ndarray:
 
 def resized(image: Image.Image, width: int, height: int) -> Image.Image:
     """Bicubic, antialiased; columns before rows. Values are rounded in between, and which comes first in a single call
-    depends on Pillow's version (from 13 on rows, of tall images): a quarter of the values would not be the same."""
+    depends on Pillow's version (from 13 on rows, of some tall images): up to a quarter of the values would differ."""
     columns = image.resize((width, image.height), Image.Resampling.BICUBIC)
     return columns.resize((width, height), Image.Resampling.BICUBIC)
 

@@ -91,7 +91,7 @@ def look(
     Raises:
         UserError: the folder or the cache cannot be used.
     """
-    cache_dir = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
+    cache_dir = cache_dir_of(data)
     index, excluded, told = given_images(data, cache_dir)
     check_size(index, limits)
     need = len(index.paths) * row_bytes(eval_size)
@@ -156,6 +156,11 @@ def pixels_of(data: PreparedData) -> Callable[[str], np.ndarray | None]:
         return None if row is None else data.images[np.asarray([row])][0]
 
     return pixels
+
+
+def cache_dir_of(data: DataConfig) -> Path:
+    """Where decoded images are kept."""
+    return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
 
 
 def given_images(data: DataConfig, cache_dir: Path) -> tuple[Index, list[str], list[str]]:

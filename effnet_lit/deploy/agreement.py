@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,9 +15,9 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 from effnet_lit.config import UserError
-from effnet_lit.data.decode import DecodeError, decode, quiet_pillow
-from effnet_lit.deploy.predict import answer
-from effnet_lit.model.modelfile import ImageClassifier
+from effnet_lit.data.decode import DecodeError, decode
+from effnet_lit.deploy.predict import answer, is_sure
+from effnet_lit.model.modelfile import Header, ImageClassifier
 
 File = tuple[str, Callable[[], bytes]]  # an image file's name, and what reads it
 LARGEST_ERROR = 1e-3  # of a probability on the same pixels; sums in another order differ by a thousandth of it
@@ -25,20 +26,18 @@ TIMED = 30  # calls, after three that count for nothing
 
 @dataclass
 class Agreement:
-    """How an export's answers compare with those of ``effnet predict``."""
+    """How an export's answers (class, sure and unlike) compare with those of ``effnet predict``."""
 
     images: int = 0
-    other_classes: list[str] = field(default_factory=list)  # names of the images
-    other_doubts: list[str] = field(default_factory=list)  # the same class, but not the same sure or unlike
+    others: list[str] = field(default_factory=list)  # names of the photographs with another answer
+    others_on_squares: int = 0  # images with another answer to the same pixels
     largest_difference: float = 0.0  # of a probability
-    other_on_squares: int = 0  # images whose class or doubts differ on the same pixels
 
     def sentence(self, kind: str) -> str:
         """For the screen."""
-        others = self.other_classes + self.other_doubts
-        told = f"; not on {', '.join(others[:3])}{' ...' if others[3:] else ''}" if others else ""
+        told = f"; not on {', '.join(self.others[:3])}{' ...' if self.others[3:] else ''}" if self.others else ""
         return (
-            f"the class and the doubts of effnet predict on {self.images - len(others)} of {self.images} {kind}, "
+            f"the class and the doubts of effnet predict on {self.images - len(self.others)} of {self.images} {kind}, "
             f"probabilities within {self.largest_difference:.1g}{told}"
         )
 
@@ -52,36 +51,39 @@ def compare(
         UserError: a probability differs by more than ``largest_error`` on the same pixels.
     """
     session, header, found = session_of(model), classifier.header, Agreement()
-    for name, read in files:
-        try:
-            content = read()
-            square, photograph = decode(content, header.eval_size, header.resize), opened(content)
-        except (DecodeError, OSError):
-            continue
+    for name, square, photograph in readable(files, header):
         ((expected, unlike),) = answer(classifier, [square])
-        sure = expected.max() >= header.calibration.get("abstain_below", 0.0)
-        network, on_square = ask(session, square)
-        error = float(np.abs(network - expected).max())
+        wanted = (int(expected.argmax()), is_sure(float(expected.max()), header), unlike)
+        probabilities, on_square = ask(session, square)
+        error = float(np.abs(probabilities - expected).max())
         if not error <= largest_error:  # also where it is no number
             raise UserError(
                 f"Nothing was written: on {name} the exported network differs by {error:.3f} in a probability. Try the "
                 "versions of torch, onnx and onnxscript in requirements.txt."
             )
-        found.other_on_squares += network.argmax() != expected.argmax() or on_square != (sure, unlike)
-        probabilities, doubts = ask(session, photograph)
+        probabilities, on_photograph = ask(session, photograph)
         found.images += 1
+        found.others_on_squares += on_square != wanted
+        found.others += [name] if on_photograph != wanted else []
         found.largest_difference = max(found.largest_difference, float(np.abs(probabilities - expected).max()))
-        if probabilities.argmax() != expected.argmax():
-            found.other_classes.append(name)
-        elif doubts != (sure, unlike):
-            found.other_doubts.append(name)
     return found
 
 
-def ask(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np.ndarray, tuple[bool, bool]]:
-    """Probabilities (classes) of one image (H, W, 3), and whether the answer is sure and the image unlike training."""
+def readable(files: Iterable[File], header: Header) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Of each file that both open: name, pixels as ``effnet predict`` sees them (S, S, 3), as an app does (H, W, 3)."""
+    for name, read in files:
+        try:
+            content = read()
+            yield name, decode(content, header.eval_size, header.resize), opened(content)
+        except (DecodeError, OSError):
+            continue
+
+
+def ask(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np.ndarray, tuple[int, bool, bool]]:
+    """Probabilities (classes) of one image (H, W, 3); its class, whether that is sure, and whether the image is unlike
+    the training images."""
     probabilities, sure, unlike = (np.asarray(output)[0] for output in session.run(None, {"image": image[None]}))
-    return probabilities, (bool(sure), bool(unlike))
+    return probabilities, (int(probabilities.argmax()), bool(sure), bool(unlike))
 
 
 def opened(content: bytes) -> np.ndarray:
@@ -90,7 +92,8 @@ def opened(content: bytes) -> np.ndarray:
     Raises:
         DecodeError: these do not open it.
     """
-    with quiet_pillow:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
         try:
             with Image.open(io.BytesIO(content)) as image:
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -26,13 +26,13 @@ def in_eight_bits(model: onnx.ModelProto, untouched: np.ndarray | None) -> onnx.
     graph = small.graph
     weights = {name for node in graph.node if node.op_type in LAYERS for name in node.input[1:2]}
     nodes: list[onnx.NodeProto] = []
-    left = untouched is None
+    met = untouched is None
     for tensor in list(graph.initializer):
         values = numpy_helper.to_array(tensor)
         if tensor.name not in weights or values.size < LEAST:
             continue
         if untouched is not None and np.array_equal(values, untouched):
-            left = True
+            met = True
             continue
         integers, scale = rounded(values)
         whole, factor, product = (f"{tensor.name}_{part}" for part in ("int8", "scale", "float"))
@@ -40,7 +40,7 @@ def in_eight_bits(model: onnx.ModelProto, untouched: np.ndarray | None) -> onnx.
         graph.initializer.extend([numpy_helper.from_array(integers, whole), numpy_helper.from_array(scale, factor)])
         nodes.append(helper.make_node("Cast", [whole], [product], to=onnx.TensorProto.FLOAT))
         nodes.append(helper.make_node("Mul", [product, factor], [tensor.name]))
-    assert left, "the matrix that stays in float32 is not in the graph"
+    assert met, "the matrix that stays in float32 is not in the graph"
     for node in reversed(nodes):
         graph.node.insert(0, node)
     return small

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import PAD_COLOUR
 from effnet_lit.deploy.eight_bits import in_eight_bits
-from effnet_lit.model.modelfile import KEY, ImageClassifier
+from effnet_lit.model.modelfile import KEY, ImageClassifier, write_whole
 
 CLASSES = "classes"  # key of the names in the file, beside the model file's header
 OPSET = 18  # the first whose Resize can be antialiased
@@ -151,17 +150,14 @@ def must_be_free(path: Path) -> None:
 
 
 def write_onnx(path: Path, model: onnx.ModelProto) -> None:
-    """Write the file beside ``path``, then rename it.
+    """Write the file, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_bytes(model.SerializeToString())
-        os.replace(unfinished, path)
+        write_whole(path, model.SerializeToString())
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror}); give another path with --out.") from error
 
 

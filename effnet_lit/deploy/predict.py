@@ -16,7 +16,7 @@ import torch
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import DecodeError, decode
 from effnet_lit.data.folder import is_hidden, is_image_name
-from effnet_lit.model.modelfile import ImageClassifier
+from effnet_lit.model.modelfile import Header, ImageClassifier
 
 BATCH = 64
 
@@ -85,6 +85,11 @@ def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Pred
                 else:
                     probabilities, unlike = next(answers)
                     yield Prediction(str(path), probabilities, image=image, unlike=unlike)
+
+
+def is_sure(probability: float, header: Header) -> bool:
+    """Whether the answer is given without "not sure"."""
+    return probability >= header.calibration.get("abstain_below", 0.0)
 
 
 @torch.inference_mode()

@@ -64,6 +64,11 @@ class Evidence:
         return max(1, self.result["images"]["train"] // self.config.batch_size) * len(self.epochs)
 
 
+def read_config(run_dir: Path) -> Config:
+    """The settings of a run; FileNotFoundError passes through."""
+    return from_dict(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+
+
 def read_evidence(run_dir: Path) -> Evidence:
     """What a finished run left behind.
 
@@ -72,7 +77,7 @@ def read_evidence(run_dir: Path) -> Evidence:
     """
     try:
         result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
-        config = from_dict(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+        config = read_config(run_dir)
     except FileNotFoundError as error:
         name = Path(error.filename).name
         if (run_dir / "config.yaml").is_file():

@@ -97,19 +97,27 @@ class ImageClassifier(nn.Module):
 
 
 def write_model(path: Path, classifier: ImageClassifier) -> None:
-    """Write the file beside ``path``, then rename it: a reader finds the old file or the new one, never half."""
+    """A reader finds the old file or the new one, never half."""
     tensors = dict(classifier.network.state_dict())
     if classifier.familiarity is not None:
         tensors |= {FAMILIARITY + name: tensor for name, tensor in classifier.familiarity.state_dict().items()}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     header = json.dumps(asdict(classifier.header), ensure_ascii=False)
-    content = save(tensors, metadata={KEY: header, DIGEST: digest(header, tensors)})
+    write_whole(path, save(tensors, metadata={KEY: header, DIGEST: digest(header, tensors)}))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside ``path``, then rename it; where that fails nothing is left of it. OSError passes through."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def digest(header: str, tensors: Mapping[str, Tensor]) -> str:

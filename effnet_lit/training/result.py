@@ -160,10 +160,6 @@ def finish(
     classifier.header = replace(classifier.header, metrics={"test": summary})
     write_model(model_path, classifier)
     baseline = baseline_accuracy(labels["train"], labels["test"])
-    result = Result(
-        run_dir, model_path, test, val["accuracy"], baseline, seconds["total"], data_wait.share, val["images"]
-    )
-    result = replace(result, val_baseline=baseline_accuracy(labels["train"], labels["val"]))
     mirrors = config.data.horizontal_flip == "on" and config.augmentation != "none"
     calibration = calibration_figures(answers.test, labels["test"], answers.calibration)
     write_json(
@@ -184,13 +180,31 @@ def finish(
             "model_bytes": model_path.stat().st_size,
         },
     )
-    seen = read_evidence(run_dir)
-    advice = tuple(diagnose(seen))
-    if not undertaught(seen) or any(one.kind == "label_noise" for one in advice):  # else it contradicts by chance
-        add_suspected_labels(run_dir, data, {"val": answers.val, "test": answers.test})
+    advice = advise(run_dir, data, answers)
     write_predictions(run_dir / "test_predictions.csv", data, answers.test)
     draw(run_dir, data, classifier, test)
-    return replace(result, advice=advice)
+    return Result(
+        run_dir,
+        model_path,
+        test,
+        val["accuracy"],
+        baseline,
+        seconds["total"],
+        data_wait.share,
+        val_images=val["images"],
+        val_baseline=baseline_accuracy(labels["train"], labels["val"]),
+        advice=advice,
+    )
+
+
+def advise(run_dir: Path, data: PreparedData, answers: Answers) -> tuple[Advice, ...]:
+    """What the doctor says of the run's files; labels that the answers contradict are added to the audit, but where
+    the network was taught too little and would contradict by chance."""
+    seen = read_evidence(run_dir)
+    advice = tuple(diagnose(seen))
+    if not undertaught(seen) or any(one.kind == "label_noise" for one in advice):
+        add_suspected_labels(run_dir, data, {"val": answers.val, "test": answers.test})
+    return advice
 
 
 def draw(run_dir: Path, data: PreparedData, classifier: ImageClassifier, test: dict[str, Any]) -> None:

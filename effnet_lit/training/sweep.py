@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -35,54 +37,68 @@ def conclude_sweep(jobs: list[Job]) -> None:
     draw sweep.png; ``latest`` beside the sweep's folder is the best."""
     screen = Console()
     console = screen if screen.is_terminal else Console(width=WIDTH_WITHOUT_SCREEN)
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    runs = [(differing(job, common), job.result) for job in jobs if job.result is not None]
+    runs.sort(key=lambda run: -run[1].val_accuracy)
+    failed = [(differing(job, common), job.error) for job in jobs if job.result is None]
+    console.print(table_of(runs, [name for name, _ in failed]))
+    mistakes = by_error(failed)
+    for names, error in mistakes:
+        say(f"failed: {names}: {error}")
+    if runs:
+        best = runs[0][1]
+        point_latest(best.run_dir, best.run_dir.parent.parent)
+        settings = by_setting(runs)
+        sentence = of_folds(runs) or verdict(settings, best.val_baseline)
+        say(f"Verdict  {sentence}")
+        page, plot = draw(best.run_dir.parent, sentence, settings, runs, mistakes)
+        say(f"Open     {shown(page)}; as a picture: {plot.name}")
+
+
+def table_of(runs: Sequence[tuple[str, Result]], failed: Sequence[str]) -> Table:
+    """A row a run, in order, then those that failed."""
     table = Table("", "settings", "val", "test", "95% interval", "seconds", "run")
-    finished = [(job, job.result) for job in jobs if job.result is not None]
-    finished.sort(key=lambda pair: -pair[1].val_accuracy)
-    for rank, (job, result) in enumerate(finished, start=1):
+    for rank, (name, result) in enumerate(runs, start=1):
         low, high = result.test["accuracy_ci95"]
         table.add_row(
             str(rank),
-            escape(differing(job, common)),
+            escape(name),
             f"{result.val_accuracy:.1%}",
             f"{result.test['accuracy']:.1%}",
             f"{low:.1%} to {high:.1%}",
             f"{result.seconds:.0f}",
             escape(str(shown(result.run_dir))),
         )
-    failed = [job for job in jobs if job.result is None]
-    for job in failed:
-        table.add_row("-", escape(differing(job, common)), "failed")
-    console.print(table)
-    mistakes = by_error([(differing(job, common), job.error) for job in failed])
-    for names, error in mistakes:
-        console.print(f"failed: {names}: {error}", soft_wrap=True, highlight=False, markup=False)
-    if finished:
-        best = finished[0][1].run_dir
-        point_latest(best, best.parent.parent)
-        runs = [(differing(job, common), result) for job, result in finished]
-        settings = by_setting(runs)
-        sentence = of_folds(runs) or verdict(settings, finished[0][1].val_baseline)
-        console.print(f"Verdict  {sentence}", soft_wrap=True, highlight=False, markup=False)
-        plot = best.parent / "sweep.png"
-        plot_settings([s.name for s in settings], [s.accuracy for s in settings], [s.interval for s in settings], plot)
-        headline, _, rest = sentence.removesuffix(".").partition("; ")
-        facts = {
-            "folder": best.parent.name,
-            "headline": headline[0].upper() + headline[1:],
-            "rest": f"{rest}." if rest else "",
-            "settings": settings,
-            "runs": runs,
-            "failed": mistakes,
-        }
-        page = write_page(best.parent / "sweep.html", facts)
-        console.print(
-            f"Open     {shown(page)}; as a picture: {plot.name}", soft_wrap=True, highlight=False, markup=False
-        )
+    for name in failed:
+        table.add_row("-", escape(name), "failed")
+    return table
+
+
+def draw(
+    folder: Path,
+    sentence: str,
+    settings: Sequence[Setting],
+    runs: Sequence[tuple[str, Result]],
+    failed: Sequence[tuple[str, str]],
+) -> tuple[Path, Path]:
+    """sweep.html and sweep.png in the sweep's folder."""
+    plot = folder / "sweep.png"
+    plot_settings([s.name for s in settings], [s.accuracy for s in settings], [s.interval for s in settings], plot)
+    headline, _, rest = sentence.removesuffix(".").partition("; ")
+    facts = {
+        "folder": folder.name,
+        "headline": headline[0].upper() + headline[1:],
+        "rest": f"{rest}." if rest else "",
+        "settings": settings,
+        "runs": runs,
+        "failed": failed,
+    }
+    return write_page(folder / "sweep.html", facts), plot
 
 
 class Setting(NamedTuple):
-    """What all seeds of one setting got right together."""
+    """What all seeds and folds of one setting got right together."""
 
     name: str
     right: int
@@ -100,10 +116,10 @@ class Setting(NamedTuple):
 
 
 def by_setting(runs: Sequence[tuple[str, Result]]) -> list[Setting]:
-    """Runs that differ in nothing but their seed taken together, best first."""
+    """Runs that differ in nothing but seed and fold taken together, best first."""
     found: dict[str, Setting] = {}
     for name, result in runs:
-        name = " ".join(part for part in name.split() if not part.startswith("seed=")) or "all"
+        name = " ".join(part for part in name.split() if not part.startswith(("seed=", "data.fold="))) or "all"
         before = found.get(name, Setting(name, 0, 0))
         right = round(result.val_accuracy * result.val_images)
         found[name] = Setting(name, before.right + right, before.images + result.val_images)
@@ -144,8 +160,6 @@ def verdict(settings: Sequence[Setting], baseline: float) -> str:
     answering the most frequent class gets right.
     """
     best, *others = settings
-    if others and all(setting.name.startswith("data.fold=") and " " not in setting.name for setting in settings):
-        return f"{len(settings)} folds, nothing to choose: they differ in their images, not in a setting."
     if not others:
         return f"one setting, {best.accuracy:.1%} right: nothing to choose."
     low, high = best.interval
