@@ -168,11 +168,8 @@ def finish(
             "test": test,
             "val": val,
             "baseline_accuracy": baseline,
-            "seconds": seconds["total"],
-            "seconds_training": seconds["training"],
             "calibration": answers.calibration | calibration | {"unlike": answers.unlike},
-            "data_wait_share": data_wait.share,
-            "data_wait_by_epoch": data_wait.shares,
+            **times(seconds, data_wait),
             "preview": preview and preview._asdict(),
             **gather(data, answers.sample, answers.test, test["confusion_matrix"], mirrors),
             **surroundings(config, data, classifier, hardware),
@@ -183,18 +180,19 @@ def finish(
     advice = advise(run_dir, data, answers)
     write_predictions(run_dir / "test_predictions.csv", data, answers.test)
     draw(run_dir, data, classifier, test)
-    return Result(
-        run_dir,
-        model_path,
-        test,
-        val["accuracy"],
-        baseline,
-        seconds["total"],
-        data_wait.share,
-        val_images=val["images"],
-        val_baseline=baseline_accuracy(labels["train"], labels["val"]),
-        advice=advice,
-    )
+    val_baseline = baseline_accuracy(labels["train"], labels["val"])
+    figures = val["accuracy"], baseline, seconds["total"], data_wait.share, val["images"], val_baseline
+    return Result(run_dir, model_path, test, *figures, advice)
+
+
+def times(seconds: dict[str, float], data_wait: DataWait) -> dict[str, Any]:
+    """What the run took, in seconds, and the share of training in which steps waited for images."""
+    return {
+        "seconds": seconds["total"],
+        "seconds_training": seconds["training"],
+        "data_wait_share": data_wait.share,
+        "data_wait_by_epoch": data_wait.shares,
+    }
 
 
 def advise(run_dir: Path, data: PreparedData, answers: Answers) -> tuple[Advice, ...]:
