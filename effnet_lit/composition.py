@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,8 +62,8 @@ def run_name(name: str, data_dir: str | None, manifest: str | None, preset: str)
     """How a run folder's name ends: as asked for, or data folder and preset."""
     if name != "auto":
         return name
-    folder = Path(data_dir) if data_dir else Path(manifest).resolve().parent if manifest else Path(EMBEDDED_DATA_NAME)
-    return f"{folder.name}-{preset}"
+    folder = data_dir or (os.path.dirname(manifest) if manifest else EMBEDDED_DATA_NAME)
+    return f"{os.path.basename(os.path.abspath(folder))}-{preset}"
 
 
 def by_weights(loaded: str, random: str, *, _root_: DictConfig) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import DecodeError, decode
-from effnet_lit.deploy.predict import answer
+from effnet_lit.deploy.predict import answer, is_sure
 from effnet_lit.evaluation.gradcam import heat_maps, overlay
 from effnet_lit.evaluation.report import encoded
 from effnet_lit.model.modelfile import ImageClassifier, load_model
@@ -118,7 +118,7 @@ def answer_to(classifier: ImageClassifier, content: bytes) -> dict[str, Any]:
     return {
         "top": [{"class": header.class_names[int(i)], "probability": float(probabilities[i])} for i in best],
         "unlike": unlike,
-        "sure": bool(probabilities.max() >= header.calibration.get("abstain_below", 0.0)),
+        "sure": is_sure(float(probabilities.max()), header),
         "image": encoded(image),
         "heat": shown,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from effnet_lit.composition import LAYER_DECAY, compose, mirror_changes_label
+from effnet_lit.composition import LAYER_DECAY, compose, mirror_changes_label, run_name
 from effnet_lit.config import UserError, to_dict
 from effnet_lit.overrides import OWNED_TRAINER_ARGUMENTS, conf_dir, trainer_arguments
 from effnet_lit.training.optim import peak_rate
@@ -55,6 +55,26 @@ def test_auto_takes_the_preset_by_the_number_of_images(class_folder: Path) -> No
     assert compose().epochs == PRESETS["medium"][1]  # 1,797 digits
     config = compose(f"data.dir={class_folder}", "limits=off")
     assert (config.batch_size, config.name) == (16, f"{class_folder.name}-small")
+
+
+@pytest.mark.parametrize(
+    ("folder", "manifest", "expected"),
+    [
+        (None, None, "digits-small"),
+        ("photos/", None, "photos-small"),
+        (".", None, "here-small"),
+        ("../here", None, "here-small"),
+        (None, "labels.csv", "here-small"),
+        (None, "photos/labels.csv", "photos-small"),
+    ],
+)
+def test_a_run_is_named_after_the_folder(
+    folder: str | None, manifest: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run_name("auto", folder, manifest, "small") == expected
+    assert run_name("mine", folder, manifest, "small") == "mine"
 
 
 def test_autos_for_digits_and_for_own_images(class_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -124,7 +125,9 @@ def build_torchvision(name: str, num_classes: int, dropout_rate: float, image_si
         network.fc = with_dropout(network.fc, dropout_rate)  # type: ignore[assignment]
         return network
     if name == "mobilenet_v3_small":
-        return mobilenet_v3_small(num_classes=num_classes, dropout=dropout_rate)
+        # Its momentum of 0.01 is for the steps of ImageNet: statistics would still be those of the first ones.
+        norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.1)
+        return mobilenet_v3_small(num_classes=num_classes, dropout=dropout_rate, norm_layer=norm)
     network = vit_b_16(num_classes=num_classes, image_size=image_size)
     assert isinstance(network, VisionTransformer)
     network.heads.head = with_dropout(network.heads.head, dropout_rate)
