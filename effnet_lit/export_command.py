@@ -48,7 +48,7 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
     source = model_file(model)
     target = out or source.parent
     if target.is_dir():
-        target /= "model-small.onnx" if small else "model.onnx"
+        target /= f"{source.stem}-small.onnx" if small else f"{source.stem}.onnx"
     export.must_be_free(target)
     kind, files = ("images", files_of(check)) if check else ("held-out images", held_out(source.parent))
     if small and not files:

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from effnet_lit import compose, fit, load_model
 from effnet_lit.cli import app
 from effnet_lit.config import UserError
-from effnet_lit.data.decode import EXIF_ORIENTATION, RESIZE_RULES, fit_square
+from effnet_lit.data.decode import EXIF_ORIENTATION, RESIZE_RULES, fit_square, formats
 from effnet_lit.deploy.agreement import Agreement, compare
 from effnet_lit.deploy.eight_bits import rounded
 from effnet_lit.deploy.export import square_of, to_onnx
@@ -151,6 +151,14 @@ def test_photographs_that_apps_see_otherwise_are_named(run_dir: Path) -> None:
     assert f"; not on {', '.join(found.others)}" in found.sentence("images")
 
 
+@pytest.mark.skipif("HEIF" not in formats(), reason="pillow_heif is not installed")
+def test_what_plain_pillow_does_not_open_is_left_out(run_dir: Path) -> None:
+    content = io.BytesIO()
+    photograph(90, 70, 0).save(content, "HEIF")
+    files = [("photo.heic", content.getvalue)]
+    assert compare(load_model(run_dir), onnx.load(run_dir / "model.onnx"), files).images == 0
+
+
 def test_the_readme_shows_how(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "onnxruntime" in block]
@@ -166,25 +174,30 @@ def test_the_readme_shows_how(run_dir: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_model_file_alone_is_compared_on_noise_and_other_files_are_left_alone(run_dir: Path, tmp_path: Path) -> None:
-    model = shutil.copy(run_dir / "model.safetensors", tmp_path)
+    model = shutil.copy(run_dir / "model.safetensors", tmp_path / "leaves.safetensors")
     other = tmp_path / "notes.onnx"
     other.write_text("mine", encoding="utf-8")
-    done = CliRunner().invoke(app, ["export", model, "--out", str(other)])
+    done = CliRunner().invoke(app, ["export", str(model), "--out", str(other)])
     assert done.exit_code == 2 and "left alone" in done.stderr
     assert other.read_text(encoding="utf-8") == "mine"
-    done = CliRunner().invoke(app, ["export", model, "--out", str(tmp_path / "gone" / "model.onnx")])
+    done = CliRunner().invoke(app, ["export", str(model), "--out", str(tmp_path / "gone" / "model.onnx")])
     assert done.exit_code == 2 and "gone is no folder" in done.stderr
-    done = CliRunner().invoke(app, ["export", model, "--out", str(tmp_path / "new")])
+    done = CliRunner().invoke(app, ["export", str(model), "--out", str(tmp_path / "new")])
     assert done.exit_code == 2 and "neither a folder nor the name of an .onnx file" in done.stderr
-    shutil.copy(run_dir / "model.onnx", other)  # an earlier export
-    done = CliRunner().invoke(app, ["export", model, "--out", str(other)])
+    shutil.copy(run_dir / "model.onnx", tmp_path / "leaves.onnx")  # an earlier export
+    done = CliRunner().invoke(app, ["export", str(model)])
     assert done.exit_code == 0 and "on 4 of 4 images of noise" in done.stdout
-    done = CliRunner().invoke(app, ["export", model, "--small"])
+    done = CliRunner().invoke(app, ["export", str(model), "--small"])
     assert done.exit_code == 2 and "give some with --check" in done.stderr
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    done = CliRunner().invoke(app, ["export", model, "--check", str(tmp_path / "broken.jpg")])
+    done = CliRunner().invoke(app, ["export", str(model), "--check", str(tmp_path / "broken.jpg")])
     assert done.exit_code == 2 and "no image to compare on can be opened" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "model.safetensors", "notes.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "broken.jpg",
+        "leaves.onnx",
+        "leaves.safetensors",
+        "notes.onnx",
+    ]
 
 
 def test_weights_in_eight_bits_take_a_quarter_and_answer_the_same(run_dir: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from effnet_lit.config import UserError
-from effnet_lit.model.modelfile import Header, ImageClassifier, load_model, read_header, write_model
+from effnet_lit.model.modelfile import Header, ImageClassifier, load_model, read_header, write_model, write_whole
 from effnet_lit.model.zoo import NAMES, build, create_model
 
 SMALL = ["efficientnet_b0", "resnet50", "mobilenet_v3_small"]
@@ -42,6 +44,27 @@ def test_round_trip_is_bit_equal(name: str, tmp_path: Path) -> None:
         expected = before(batch).numpy()
     assert np.array_equal(after(batch).numpy(), expected)  # without inference_mode: no gradients come along
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_folder_without_a_model_file_says_what_to_give(tmp_path: Path) -> None:
+    run = tmp_path / "sweep" / "0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    with pytest.raises(UserError, match="its run did not end"):
+        load_model(run)
+    (run / "result.json").touch()
+    with pytest.raises(UserError, match="any more"):
+        load_model(run)
+    write_model(run / "model.safetensors", classifier("mobilenet_v3_small"))
+    with pytest.raises(UserError, match=re.escape(f"is not one run; give one of those in it, such as {run}.")):
+        load_model(run.parent)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_whole(tmp_path / "link", b"content")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("words", [b"0.9", b'\\"mean', b"class_names", b""], ids=str)

@@ -15,7 +15,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 from effnet_lit.config import UserError
-from effnet_lit.data.decode import DecodeError, decode
+from effnet_lit.data.decode import FORMATS, DecodeError, decode
 from effnet_lit.deploy.predict import answer, is_sure
 from effnet_lit.model.modelfile import Header, ImageClassifier
 
@@ -95,7 +95,7 @@ def opened(content: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # HEIC needs an addition
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except Exception as error:  # whatever a decoder trips over, as in data/decode.py
             raise DecodeError(str(error)) from error

@@ -107,7 +107,9 @@ def write_model(path: Path, classifier: ImageClassifier) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside ``path``, then rename it; where that fails nothing is left of it. OSError passes through."""
+    """Write a file beside ``path``, then rename it; where that fails nothing is left of it. A link stays one: what it
+    points to is written. OSError passes through."""
+    path = Path(os.path.realpath(path))
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         with open(unfinished, "wb") as file:
@@ -185,8 +187,13 @@ def model_file(path: Path) -> Path:
         return path
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
+    runs = sorted(file.parent for file in path.glob("*/model.safetensors"))
+    if runs:
+        raise UserError(f"{path} is not one run; give one of those in it, such as {runs[0]}.")
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder; give one under runs/, or a model.safetensors.")
+    if (path / "result.json").is_file():
+        raise UserError(f"{path} holds no model.safetensors any more; give the file itself, or another run.")
     raise UserError(f"{path} holds no model.safetensors: its run did not end; go on with: {going_on(path)}")
 
 
