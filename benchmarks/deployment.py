@@ -20,8 +20,9 @@ from PIL import Image
 from benchmarks.accuracy import load
 from benchmarks.timing import machine
 from effnet_lit import load_model
-from effnet_lit.deploy.agreement import ask, readable, session_of
+from effnet_lit.deploy.agreement import readable, session_of
 from effnet_lit.deploy.export import to_onnx
+from effnet_lit.deploy.onnx_file import ask
 from effnet_lit.deploy.predict import answer
 from effnet_lit.evaluation.metrics import wilson_interval
 from effnet_lit.export_command import held_out
@@ -102,9 +103,9 @@ def measure(run: Path) -> dict[str, Any]:
     for path, square, image in readable(held_out(run), classifier.header):
         right.append(labels[path])
         answers[PREDICT].append(int(answer(classifier, [square])[0][0].argmax()))
-        answers[SMALL].append(ask(small, image)[1][0])
+        answers[SMALL].append(ask(small, image).verdict[0])
         for name, prepare in WAYS.items():
-            answers[name].append(ask(session, prepare(image, size))[1][0])
+            answers[name].append(ask(session, prepare(image, size)).verdict[0])
     expected = np.array(answers[PREDICT])
     rows = {
         name: {"other": int((np.array(given) != expected).sum()), "right": int((np.array(given) == right).sum())}

@@ -6,6 +6,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from effnet_lit.machine import cores, quota
+
 if TYPE_CHECKING:
     from effnet_lit.composition import compose
     from effnet_lit.model.modelfile import load_model
@@ -17,6 +19,9 @@ __all__ = ["compose", "create_model", "fit", "load_model"]
 
 _HOMES = {"compose": "composition", "create_model": "model.zoo", "fit": "training.fit", "load_model": "model.modelfile"}
 
+# A container with time on two cores of many gets two threads, not many that stop each other.
+if 0 < quota() < (os.cpu_count() or 1):
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
 # torch's threads wait for each other by spinning, which starves them where another program wants the same cores. To be
 # read by its OpenMP, this must stand here before torch is imported (docs/decisions/training_step.md).
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():

@@ -1,4 +1,4 @@
-"""`effnet`: train, audit, evaluate, predict, try, export, report, doctor, pack, cache."""
+"""`effnet`: train, audit, evaluate, predict, try, export, serve, report, doctor, pack, cache."""
 
 from __future__ import annotations
 
@@ -142,6 +142,20 @@ def export(
     from effnet_lit.export_command import export_model
 
     export_model(model, out, check, small)
+
+
+@app.command()
+@for_people
+def serve(
+    model: Annotated[Path, typer.Argument(help="a run folder after `effnet export`, or the .onnx file")],
+    host: Annotated[str, typer.Option(help="who may ask: 127.0.0.1 = this machine, 0.0.0.0 = everyone")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free")] = 8000,
+    threads: Annotated[int, typer.Option(min=0, help="images at once; 0 = one a core")] = 0,
+) -> None:
+    """Answer over HTTP: POST an image file to /predict."""
+    from effnet_lit.serve_command import serve_model
+
+    serve_model(model, host, port, threads)
 
 
 @app.command()

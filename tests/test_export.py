@@ -31,9 +31,10 @@ from effnet_lit.data.decode import EXIF_ORIENTATION, RESIZE_RULES, fit_square, f
 from effnet_lit.deploy.agreement import Agreement, compare
 from effnet_lit.deploy.eight_bits import rounded
 from effnet_lit.deploy.export import square_of, to_onnx
+from effnet_lit.deploy.onnx_file import HEADER
 from effnet_lit.deploy.predict import predict
 from effnet_lit.export_command import must_agree
-from effnet_lit.model.modelfile import KEY, Header, ImageClassifier
+from effnet_lit.model.modelfile import Header, ImageClassifier
 from effnet_lit.model.zoo import create_model
 
 SIZE = 64
@@ -119,7 +120,7 @@ def test_the_file_explains_itself_and_tells_nothing_of_the_machine(run_dir: Path
     assert len(model.opset_import) == 1  # tools of ONNX Runtime refuse the same one twice
     header = load_model(run_dir).header
     assert json.loads(texts["classes"]) == header.class_names
-    assert json.loads(texts[KEY])["calibration"] == header.calibration
+    assert json.loads(texts[HEADER])["calibration"] == header.calibration
     assert str(Path(__file__).parent.parent).encode() not in (run_dir / "model.onnx").read_bytes()
 
 

@@ -25,6 +25,7 @@ RESIZE_RULES = ("squish", "crop", "pad")
 PAD_COLOUR = (128, 128, 128)
 LARGE_JPEG = 1024  # pixels of the short side that scaled decoding keeps: four times what a 256-pixel image needs
 PIXEL_LIMIT = 200_000_000  # the largest phone cameras; 600 MB as RGB
+LONGEST_SIDE = 65_535  # pixels, as of a JPEG; a longer one grows beyond any memory between the two steps of resizing
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 
 TURNS = {  # EXIF orientation -> what sets the image upright
@@ -75,13 +76,13 @@ class DecodeError(Exception):
     """A file that gives no image; the text is a short reason for people."""
 
 
-def decode(file: Path | bytes, size: int, resize: str) -> np.ndarray:
-    """The image as uint8 (size, size, 3); ``resize`` is one of RESIZE_RULES.
+def decode(file: Path | bytes, size: int, resize: str, most_pixels: int = PIXEL_LIMIT) -> np.ndarray:
+    """The image as uint8 (size, size, 3); ``resize`` is one of RESIZE_RULES, ``most_pixels`` what is still decoded.
 
     Raises:
         DecodeError: the file cannot be read as an image, and why.
     """
-    return fit_square(read_rgb(file)[0], size, resize)
+    return fit_square(read_rgb(file, most_pixels)[0], size, resize)
 
 
 def examine(file: Path | bytes, size: int, resize: str) -> tuple[np.ndarray, str, Facts]:
@@ -120,7 +121,7 @@ def resized(image: Image.Image, width: int, height: int) -> Image.Image:
     return columns.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def read_rgb(file: Path | bytes) -> tuple[Image.Image, Header]:
+def read_rgb(file: Path | bytes, most_pixels: int = PIXEL_LIMIT) -> tuple[Image.Image, Header]:
     """The image upright, in RGB, and what its file says of it. JPEGs come at their own size, or at a half, quarter
     or eighth of it where the short side keeps ``LARGE_JPEG`` pixels: that costs a quarter of the time.
 
@@ -134,17 +135,19 @@ def read_rgb(file: Path | bytes) -> tuple[Image.Image, Header]:
     with quiet_pillow:
         try:
             with Image.open(io.BytesIO(content), formats=formats()) as image:
-                return upright_rgb(image)
+                return upright_rgb(image, most_pixels)
         except DecodeError:
             raise
         except Exception as error:  # decoders raise whatever they trip over, not only OSError
             raise DecodeError(explain(content[:512], error)) from error
 
 
-def upright_rgb(image: Image.Image) -> tuple[Image.Image, Header]:
+def upright_rgb(image: Image.Image, most_pixels: int) -> tuple[Image.Image, Header]:
     """Decode all pixels of an opened image and bring them to upright RGB."""
-    if image.width * image.height > PIXEL_LIMIT:
-        raise DecodeError(f"too large: {image.width} x {image.height} pixels, over {PIXEL_LIMIT // 10**6} megapixels")
+    if image.width * image.height > most_pixels:
+        raise DecodeError(f"too large: {image.width} x {image.height} pixels, over {most_pixels // 10**6} megapixels")
+    if max(image.size) > LONGEST_SIDE:
+        raise DecodeError(f"too long: {image.width} x {image.height} pixels, over {LONGEST_SIDE:,} on a side")
     mode, size, animated = image.mode, image.size, is_animated(image)
     image.draft(None, (LARGE_JPEG, LARGE_JPEG))  # JPEG only; never below this size
     image.load()  # in full: only this finds a truncated file

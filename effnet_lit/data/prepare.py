@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from effnet_lit.data.source import read_images
 from effnet_lit.data.split import EXCLUDED, PARTS, Shares, assign_splits
 from effnet_lit.data.split_file import with_split
 from effnet_lit.data.store import kept_bytes, row_bytes
+from effnet_lit.machine import cores
 
 LEFT_OUT = "data.exclude leaves all of them out"
 Problems = tuple[tuple[str, str], ...]  # (path, reason)
@@ -203,11 +203,6 @@ def read_exclude(path: Path) -> set[str]:
     if not isinstance(paths, list) or not all(isinstance(item, str) for item in paths):
         raise UserError(f"data.exclude={path}: 'exclude' must be a list of paths, as in an audit.json.")
     return set(paths)
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def copies(index: Index, cache: Cache) -> tuple[list[list[int]], list[list[int]]]:

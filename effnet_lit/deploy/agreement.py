@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import FORMATS, DecodeError, decode
+from effnet_lit.deploy.onnx_file import ask
 from effnet_lit.deploy.predict import answer, is_sure
 from effnet_lit.model.modelfile import Header, ImageClassifier
 
@@ -54,18 +55,19 @@ def compare(
     for name, square, photograph in readable(files, header):
         ((expected, unlike),) = answer(classifier, [square])
         wanted = (int(expected.argmax()), is_sure(float(expected.max()), header), unlike)
-        probabilities, on_square = ask(session, square)
-        error = float(np.abs(probabilities - expected).max())
+        on_square = ask(session, square)
+        error = float(np.abs(on_square.probabilities - expected).max())
         if not error <= largest_error:  # also where it is no number
             raise UserError(
                 f"Nothing was written: on {name} the exported network differs by {error:.3f} in a probability. Try the "
                 "versions of torch, onnx and onnxscript in requirements.txt."
             )
-        probabilities, on_photograph = ask(session, photograph)
+        on_photograph = ask(session, photograph)
+        difference = float(np.abs(on_photograph.probabilities - expected).max())
         found.images += 1
-        found.others_on_squares += on_square != wanted
-        found.others += [name] if on_photograph != wanted else []
-        found.largest_difference = max(found.largest_difference, float(np.abs(probabilities - expected).max()))
+        found.others_on_squares += on_square.verdict != wanted
+        found.others += [name] if on_photograph.verdict != wanted else []
+        found.largest_difference = max(found.largest_difference, difference)
     return found
 
 
@@ -77,13 +79,6 @@ def readable(files: Iterable[File], header: Header) -> Iterator[tuple[str, np.nd
             yield name, decode(content, header.eval_size, header.resize), opened(content)
         except (DecodeError, OSError):
             continue
-
-
-def ask(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np.ndarray, tuple[int, bool, bool]]:
-    """Probabilities (classes) of one image (H, W, 3); its class, whether that is sure, and whether the image is unlike
-    the training images."""
-    probabilities, sure, unlike = (np.asarray(output)[0] for output in session.run(None, {"image": image[None]}))
-    return probabilities, (int(probabilities.argmax()), bool(sure), bool(unlike))
 
 
 def opened(content: bytes) -> np.ndarray:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import PAD_COLOUR
 from effnet_lit.deploy.eight_bits import in_eight_bits
-from effnet_lit.model.modelfile import KEY, ImageClassifier, write_whole
+from effnet_lit.deploy.onnx_file import CLASSES, HEADER
+from effnet_lit.model.modelfile import ImageClassifier, write_whole
 
-CLASSES = "classes"  # key of the names in the file, beside the model file's header
 OPSET = 18  # the first whose Resize can be antialiased
 BICUBIC = 'mode = "cubic", cubic_coeff_a = -0.5, antialias = 1, exclude_outside = 1, axes = [1, 2]'  # as Pillow does
 GRAPH = """<ir_version: 10, opset_import: ["": {opset}]>
@@ -121,7 +121,7 @@ def to_onnx(classifier: ImageClassifier, eight_bits: bool = False) -> onnx.Model
         known = classifier.familiarity  # a thousandth of it tells familiar from unlike
         whole = in_eight_bits(whole, None if known is None else known.directions.T.numpy())
     onnx.checker.check_model(whole, full_check=True)
-    texts = {KEY: json.dumps(asdict(header), ensure_ascii=False), CLASSES: json.dumps(header.class_names)}
+    texts = {HEADER: json.dumps(asdict(header), ensure_ascii=False), CLASSES: json.dumps(header.class_names)}
     onnx.helper.set_model_props(whole, texts)
     return whole
 
@@ -164,6 +164,6 @@ def write_onnx(path: Path, model: onnx.ModelProto) -> None:
 def is_export(path: Path) -> bool:
     """Whether ``to_onnx`` made this file."""
     try:
-        return any(item.key == KEY for item in onnx.load(path, load_external_data=False).metadata_props)
+        return any(item.key == HEADER for item in onnx.load(path, load_external_data=False).metadata_props)
     except Exception:  # whatever else lies there
         return False

@@ -11,9 +11,9 @@ import torch
 from effnet_lit.config import UserError
 from effnet_lit.data.cache import decode_or_reason, in_order
 from effnet_lit.data.folder import Index
-from effnet_lit.data.prepare import cores
 from effnet_lit.data.source import read_images
 from effnet_lit.evaluation.metrics import measure, predict_probabilities
+from effnet_lit.machine import cores
 from effnet_lit.model.modelfile import ImageClassifier
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from effnet_lit.config import Config
-from effnet_lit.data.prepare import cores
+from effnet_lit.machine import cores
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.kernels.mbconv import available
 from effnet_lit.training.compiling import Decision, weigh

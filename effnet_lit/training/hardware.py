@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from effnet_lit.config import Config, UserError
-from effnet_lit.data.prepare import cores
+from effnet_lit.machine import cores
 
 
 @dataclass(frozen=True)

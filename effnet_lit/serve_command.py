@@ -1,0 +1,57 @@
+"""`effnet serve`: an exported model as an HTTP service."""
+
+from __future__ import annotations
+
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from effnet_lit.config import UserError
+from effnet_lit.machine import cores
+
+GRACE = 10  # seconds that requests have to end after SIGTERM
+
+
+def serve_model(model: Path, host: str, port: int, threads: int) -> None:
+    """Answer until Ctrl-C or SIGTERM; ``threads`` 0 are as many as there are cores.
+
+    Raises:
+        UserError: no exported model, the extra is not installed, or the address cannot be used.
+    """
+    missing = [name for name in ("fastapi", "uvicorn", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(f'Serving needs {" and ".join(missing)}: pip install "effnet_lit[serve]"')
+    import uvicorn
+
+    from effnet_lit.deploy.onnx_file import OnnxModel, ask, exported_file
+    from effnet_lit.deploy.serve import make_app
+
+    path, threads = exported_file(model), threads or cores()
+    loaded = OnnxModel(path)
+    ask(loaded.session, np.zeros((loaded.size, loaded.size, 3), np.uint8))  # the first one is slow
+    with listening(host, port) as place:
+        shown = f"http://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
+        print(f"Model    {path}, {len(loaded.class_names)} classes, {threads} images at once")
+        print(f"Serve    {shown} (Ctrl-C ends it)\nAsk      curl --data-binary @photo.jpg {shown}/predict", flush=True)
+        server = uvicorn.Server(uvicorn.Config(make_app(loaded, threads), timeout_graceful_shutdown=GRACE))
+        try:
+            server.run(sockets=[place])
+        except KeyboardInterrupt:  # after the last answer
+            print()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """An open socket.
+
+    Raises:
+        UserError: the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"{host}, port {port} cannot be used ({error.strerror}); give others with --host and --port."
+        ) from error
