@@ -25,6 +25,9 @@ PACKAGES = (
     "opencv-python-headless",
     "pillow",
     "opencv-python",
+    "fastapi",
+    "uvicorn",
+    "litserve",
 )
 
 

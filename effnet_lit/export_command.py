@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from effnet_lit.commands import typed
 from effnet_lit.config import UserError
 from effnet_lit.data.prepare import cache_dir_of, given_images
 from effnet_lit.deploy.predict import find_images
@@ -74,6 +75,7 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
         f"Speed    {1e3 * agreement.seconds_an_image(exported, size):.1f} ms an image, one thread of this machine"
     )
     print(USE.format(path=str(target)))
+    print(f"Serve    {typed('effnet serve', target)}")
 
 
 def must_agree(found: Agreement, small: bool) -> None:

@@ -6,8 +6,6 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from effnet_lit.config import UserError
 from effnet_lit.machine import cores
 
@@ -25,13 +23,13 @@ def serve_model(model: Path, host: str, port: int, threads: int) -> None:
         raise UserError(f'Serving needs {" and ".join(missing)}: pip install "effnet_lit[serve]"')
     import uvicorn
 
-    from effnet_lit.deploy.onnx_file import OnnxModel, ask, exported_file
+    from effnet_lit.deploy.onnx_file import OnnxModel, exported_file
     from effnet_lit.deploy.serve import make_app
 
     path, threads = exported_file(model), threads or cores()
-    loaded = OnnxModel(path)
-    ask(loaded.session, np.zeros((loaded.size, loaded.size, 3), np.uint8))  # the first one is slow
+    loaded = OnnxModel(path, threads)
     with listening(host, port) as place:
+        place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not do it here: 40 ms an answer
         shown = f"http://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
         print(f"Model    {path}, {len(loaded.class_names)} classes, {threads} images at once")
         print(f"Serve    {shown} (Ctrl-C ends it)\nAsk      curl --data-binary @photo.jpg {shown}/predict", flush=True)

@@ -111,7 +111,10 @@ def test_many_at_once_get_their_own_answers(port: int) -> None:
     single = [ask(port, "/predict", file)[1] for file in files]
     assert len({answer["probability"] for answer in single}) == 40
     with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(lambda file: ask(port, "/predict", file)[1], files)) == single
+        together = list(pool.map(lambda file: ask(port, "/predict", file)[1], files))
+    assert [answer["class"] for answer in together] == [answer["class"] for answer in single]
+    values = [[answer["probability"] for answer in answers] for answers in (together, single)]
+    assert values[0] == pytest.approx(values[1], abs=1e-5)  # other numbers of threads add in another order
 
 
 def test_it_says_what_it_serves(port: int) -> None:
@@ -137,7 +140,7 @@ def wide(width: int, height: int) -> bytes:
         (wide(10_000, 5_001), {}, 400, "over 50 megapixels"),
         (wide(1, 70_000), {}, 400, "over 65,535 on a side"),
         (b"x" * (serve.LARGEST + 1), {}, 413, "larger than 20 MB"),
-        (b"--x\r\n", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "--data-binary"),
+        (b"--x\r\n" * 10**6, {"Content-Type": "multipart/form-data; boundary=x"}, 415, "--data-binary"),
     ],
     ids=["empty", "text", "truncated", "pixels", "long", "bytes", "form"],
 )

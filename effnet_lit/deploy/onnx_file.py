@@ -35,25 +35,37 @@ def ask(session: onnxruntime.InferenceSession, image: np.ndarray) -> Answer:
 
 
 class OnnxModel:
-    """A file that ``effnet export`` wrote. May be asked by several threads at once; each computes alone.
+    """A file that ``effnet export`` wrote, to be asked about ``threads`` images at once.
 
     Raises:
         UserError: ONNX Runtime cannot load it, or another program wrote it.
     """
 
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            texts = self.session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # ONNX Runtime's errors share no class
-            raise UserError(f"{path} is no ONNX file ({error}); give one written by effnet export.") from error
+    def __init__(self, path: Path, threads: int) -> None:
+        self.beside = load(path, 1)  # other images: each computes with one thread
+        self.alone = self.beside if threads == 1 else load(path, threads)
+        texts = self.beside.get_modelmeta().custom_metadata_map
         if HEADER not in texts:
             raise UserError(f"{path} was not written by effnet export; give one that was.")
         self.header: dict[str, Any] = json.loads(texts[HEADER])
         self.class_names: list[str] = self.header["class_names"]
         self.size, self.resize = int(self.header["eval_size"]), str(self.header["resize"])
+        for session in (self.alone, self.beside):  # the first answer is slow
+            ask(session, np.zeros((self.size, self.size, 3), np.uint8))
+
+
+def load(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """So many threads an image.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no class
+        raise UserError(f"{path} is no ONNX file ({error}); give one written by effnet export.") from error
 
 
 def exported_file(path: Path) -> Path:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request
+from onnxruntime import InferenceSession
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
@@ -70,8 +71,6 @@ class Load:
         Raises:
             HTTPException: it is a form, too large, does not come to an end, or too much is here.
         """
-        if request.headers.get("content-type", "").startswith(FORM):
-            raise HTTPException(415, "send the image file itself as the body: curl --data-binary @photo.jpg")
         must_fit(int(request.headers.get("content-length", 0)))
         try:
             async with asyncio.timeout(PATIENCE):
@@ -84,6 +83,8 @@ class Load:
             raise HTTPException(408, f"the image did not arrive within {PATIENCE:.0f} s") from error
         except ClientDisconnect as error:
             raise HTTPException(400, "the image did not arrive") from error
+        if request.headers.get("content-type", "").startswith(FORM):  # not before: whoever still sends reads no answer
+            raise HTTPException(415, "send the image file itself as the body: curl --data-binary @photo.jpg")
 
     @contextmanager
     def image(self) -> Iterator[None]:
@@ -112,7 +113,8 @@ def make_app(model: OnnxModel, threads: int) -> FastAPI:
         try:
             await load.receive(request, content)
             with load.image():
-                work = answer_to, model, bytes(content), top
+                session = model.alone if load.images == 1 else model.beside
+                work = answer_to, model, session, bytes(content), top
                 return await asyncio.get_running_loop().run_in_executor(pool, *work)
         finally:
             load.bytes -= len(content)
@@ -151,7 +153,7 @@ def must_fit(size: int) -> None:
         raise HTTPException(413, f"the file is larger than {LARGEST // 2**20} MB")
 
 
-def answer_to(model: OnnxModel, content: bytes, top: int) -> Answer:
+def answer_to(model: OnnxModel, session: InferenceSession, content: bytes, top: int) -> Answer:
     """About an image file.
 
     Raises:
@@ -161,7 +163,7 @@ def answer_to(model: OnnxModel, content: bytes, top: int) -> Answer:
         image = decode(content, model.size, model.resize, MOST_PIXELS)
     except DecodeError as error:
         raise HTTPException(400, str(error)) from error
-    found = ask(model.session, image)
+    found = ask(session, image)
     order = (-found.probabilities).argsort(kind="stable")[:top]
     classes = [Class(name=model.class_names[i], probability=float(found.probabilities[i])) for i in order]
     return Answer(**classes[0].model_dump(), sure=found.sure, unlike=found.unlike, top=classes)
