@@ -26,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.contenders import why_not
 from benchmarks.timing import cores, interleave, machine, spread
 from effnet_lit.deploy.export import to_onnx
 from effnet_lit.deploy.predict import find_images
@@ -47,6 +48,7 @@ class Contender(NamedTuple):
     command: Callable[[Path, int], list[str]]
     content_type: str
     body: Callable[[bytes], bytes]
+    needs: str = "fastapi"
 
 
 def ours(folder: Path, port: int) -> list[str]:
@@ -72,7 +74,7 @@ CONTENDERS = {
     "FastAPI, PyTorch": theirs("serving_torch", "model.safetensors", str(cores())),
     "FastAPI, PyTorch with one thread an image": theirs("serving_torch", "model.safetensors", "1"),
     "LitServe, PyTorch": theirs("serving_litserve", "model.safetensors")._replace(
-        content_type="application/json", body=in_json
+        content_type="application/json", body=in_json, needs="litserve"
     ),
 }
 
@@ -85,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="effnet-serving-") as place:
         folder = Path(place)
         write_b0(folder)
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+        absent = {name: why_not(contender.needs) for name, contender in CONTENDERS.items()}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS if not absent[name]}
 
         def measured(name: str) -> Callable[[], float]:
             def once() -> float:
@@ -94,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             return once
 
-        interleave({name: measured(name) for name in CONTENDERS}, options.rounds)
+        interleave({name: measured(name) for name in found}, options.rounds)
     result = {"machine": here, "data": options.data.name, "seconds": options.seconds, "rounds": found}
+    result["absent"] = {name: reason for name, reason in absent.items() if reason}
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     show(result, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
 
@@ -236,6 +240,8 @@ def show(result: dict[str, Any], console: Console) -> None:
             cells.append(f"{rate.text('.1f')} ({1e3 * slow:.0f})")
         others = [spread([found[key] for found in rounds]) for key in ("memory_gb", "start_s")]
         table.add_row(name, *cells, others[0].text(".2f"), others[1].text(".1f"))
+    for name, reason in result["absent"].items():
+        table.add_row(name, reason)
     console.print(table)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import batches, contenders, loader, many, peers, timing
+from benchmarks import batches, contenders, loader, many, peers, serving, timing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -179,3 +179,16 @@ def test_a_command_that_lacks_something_says_what(tmp_path: Path, arguments: lis
     assert done.returncode == 2
     assert instead in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_answers_over_http_are_counted(tmp_path: Path) -> None:
+    """Of the real service, for a fifth of a second each."""
+    many.make_images(tmp_path / "images", 20)
+    kinds = serving.photographs(tmp_path / "images")
+    serving.write_b0(tmp_path)
+    found = serving.measure(serving.CONTENDERS["effnet serve"], tmp_path, kinds, 0.2)
+    rates = [part["answers_per_s"] for part in found.values() if isinstance(part, dict)]
+    assert len(rates) == 4 and 0 < min(rates) < 1000
+    assert found["start_s"] > 0
+    if sys.platform == "linux":
+        assert 0.05 < found["memory_gb"] < 2
