@@ -151,11 +151,12 @@ def serve(
     host: Annotated[str, typer.Option(help="who may ask: 127.0.0.1 = this machine, 0.0.0.0 = everyone")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free")] = 8000,
     threads: Annotated[int, typer.Option(min=0, help="images at once; 0 = one a core")] = 0,
+    megapixels: Annotated[float, typer.Option(min=0.01, help="of the largest image; 50 take 0.8 GB, each")] = 50,
 ) -> None:
     """Answer over HTTP: POST an image file to /predict."""
     from effnet_lit.serve_command import serve_model
 
-    serve_model(model, host, port, threads)
+    serve_model(model, host, port, threads, megapixels)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from effnet_lit.machine import cores
 GRACE = 10  # seconds that requests have to end after SIGTERM
 
 
-def serve_model(model: Path, host: str, port: int, threads: int) -> None:
+def serve_model(model: Path, host: str, port: int, threads: int, megapixels: float) -> None:
     """Answer until Ctrl-C or SIGTERM; ``threads`` 0 are as many as there are cores.
 
     Raises:
@@ -33,7 +33,8 @@ def serve_model(model: Path, host: str, port: int, threads: int) -> None:
         shown = f"http://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
         print(f"Model    {path}, {len(loaded.class_names)} classes, {threads} images at once")
         print(f"Serve    {shown} (Ctrl-C ends it)\nAsk      curl --data-binary @photo.jpg {shown}/predict", flush=True)
-        server = uvicorn.Server(uvicorn.Config(make_app(loaded, threads), timeout_graceful_shutdown=GRACE))
+        application = make_app(loaded, threads, round(megapixels * 1e6))
+        server = uvicorn.Server(uvicorn.Config(application, timeout_graceful_shutdown=GRACE))
         try:
             server.run(sockets=[place])
         except KeyboardInterrupt:  # after the last answer

@@ -21,7 +21,6 @@ from effnet_lit.data.decode import DecodeError, decode
 from effnet_lit.deploy.onnx_file import OnnxModel, ask
 
 LARGEST = 20 * 2**20  # bytes of an image file
-MOST_PIXELS = 50_000_000  # phones have 48 million; half a GB while a transparent PNG of so many is decoded
 MOST_HELD = 512 * 2**20  # bytes of all image files that are here at once
 MOST_WAITING = 64  # images that have arrived; others are told to come back
 PATIENCE = 30.0  # seconds that an image may take to arrive
@@ -101,8 +100,9 @@ class Load:
             self.images -= 1
 
 
-def make_app(model: OnnxModel, threads: int) -> FastAPI:
-    """POST /predict, GET /model and GET /health; ``threads`` images are decoded and computed at once."""
+def make_app(model: OnnxModel, threads: int, most_pixels: int) -> FastAPI:
+    """POST /predict, GET /model and GET /health; ``threads`` images of at most so many pixels are decoded and computed
+    at once."""
     app = FastAPI(title="effnet_lit", version=__version__, redoc_url=None)
     pool, load = ThreadPoolExecutor(threads), Load(threads)
 
@@ -114,7 +114,7 @@ def make_app(model: OnnxModel, threads: int) -> FastAPI:
             await load.receive(request, content)
             with load.image():
                 session = model.alone if load.images == 1 else model.beside
-                work = answer_to, model, session, bytes(content), top
+                work = answer_to, model, session, bytes(content), most_pixels, top
                 return await asyncio.get_running_loop().run_in_executor(pool, *work)
         finally:
             load.bytes -= len(content)
@@ -153,14 +153,14 @@ def must_fit(size: int) -> None:
         raise HTTPException(413, f"the file is larger than {LARGEST // 2**20} MB")
 
 
-def answer_to(model: OnnxModel, session: InferenceSession, content: bytes, top: int) -> Answer:
+def answer_to(model: OnnxModel, session: InferenceSession, content: bytes, most_pixels: int, top: int) -> Answer:
     """About an image file.
 
     Raises:
         HTTPException: it cannot be read as an image, and why.
     """
     try:
-        image = decode(content, model.size, model.resize, MOST_PIXELS)
+        image = decode(content, model.size, model.resize, most_pixels)
     except DecodeError as error:
         raise HTTPException(400, str(error)) from error
     found = ask(session, image)
