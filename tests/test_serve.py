@@ -57,9 +57,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def service(model: Path, before: str = "") -> Iterator[tuple[subprocess.Popen[str], int]]:
+def service(model: Path, *options: str, before: str = "") -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The service in a process of its own, and its port; ``before`` is code that runs in it first."""
-    command = [sys.executable, "-c", SCRIPT.format(before=before), "serve", str(model), "--port", "0"]
+    command = [sys.executable, "-c", SCRIPT.format(before=before), "serve", str(model), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         try:
             assert running.stdout
@@ -166,7 +166,7 @@ def test_a_client_that_leaves_does_no_harm(port: int) -> None:
 @pytest.mark.parametrize(("limit", "value"), [("MOST_WAITING", -1000), ("MOST_HELD", 3), ("PATIENCE", 0.2)])
 def test_too_much_at_once_is_told_to_come_back(model: Path, limit: str, value: float) -> None:
     """With a limit so low that one request meets it; it holds nothing afterwards."""
-    with service(model, f"from effnet_lit.deploy import serve; serve.{limit} = {value}; ") as (_, port):
+    with service(model, before=f"from effnet_lit.deploy import serve; serve.{limit} = {value}; ") as (_, port):
         for _ in range(2):
             with connected(port) as connection:
                 connection.putrequest("POST", "/predict")
@@ -176,6 +176,12 @@ def test_too_much_at_once_is_told_to_come_back(model: Path, limit: str, value: f
                     assert answer.status == (408 if limit == "PATIENCE" else 503)
                     assert (answer.getheader("Retry-After") == "1") == (answer.status == 503)
         assert ask(port, "/health")[0] == 200
+
+
+def test_fewer_pixels_may_be_allowed(model: Path) -> None:
+    with service(model, "--megapixels", "0.01", "--threads", "1") as (_, port):
+        assert ask(port, "/predict", image_file((100, 100)))[0] == 200
+        assert ask(port, "/predict", image_file((101, 100)))[0] == 400
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signal there")
