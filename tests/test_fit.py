@@ -64,6 +64,7 @@ def test_the_run_folder_is_complete(finished: Path) -> None:
     assert 0 <= low <= result["test"]["accuracy"] <= high <= 1
     assert result["test"]["images"] == result["images"]["test"] == 24
     assert result["baseline_accuracy"] == pytest.approx(1 / 3)
+    assert 0 < result["image_seconds"] < 1
     assert result["model_bytes"] == (finished / "model.safetensors").stat().st_size
     assert result["seconds"] > result["seconds_training"] > 0
     rows = metrics(finished)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def test_a_sweep_ends_in_a_table_and_a_failing_job_fails_alone(class_folder: Pat
     page = (sweep / "sweep.html").read_text(encoding="utf-8")
     links = re.findall(r'href="([^"]+)"', page)
     assert sorted(links) == ["0/report.html", "1/report.html"] and all((sweep / link).is_file() for link in links)
+    assert "ms an image" in table and "ms an image" in page
     assert "One setting" in page and "seed=-5 is impossible" in page
 
 
@@ -70,8 +72,11 @@ def test_a_search_needs_its_extra_or_finds_the_best(class_folder: Path, tmp_path
         assert done.returncode == 0 and re.search("^Verdict  .*learning_rate=", done.stdout, re.MULTILINE)
 
 
-def result(accuracy: float, images: int = 400, test: dict[str, float] | None = None) -> Result:
-    return Result(Path("run"), Path("model"), test or {}, accuracy, 0.1, 1.0, 0.0, images)
+def result(
+    accuracy: float, images: int = 400, test: dict[str, float] | None = None, cost: tuple[int, float] = (0, 0.0)
+) -> Result:
+    run = Result(Path("run"), Path("model"), test or {}, accuracy, 0.1, 1.0, 0.0, images)
+    return replace(run, model_bytes=cost[0], image_seconds=cost[1])
 
 
 def test_seeds_are_one_setting() -> None:
@@ -87,6 +92,21 @@ def test_the_verdict_knows_chance() -> None:
     # two proportions of 400 images: 0.90 and 0.86 are 1.75 deviations apart, 0.90 and 0.85 are 2.14
     assert "not better" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.86))]), 0.1)
     assert "better than every other" in verdict(by_setting([("a=1", result(0.90)), ("a=2", result(0.85))]), 0.1)
+
+
+def test_the_verdict_says_which_of_equals_costs_less() -> None:
+    large, small, weak = (16_400_000, 0.020), (6_400_000, 0.005), (1_000_000, 0.001)
+    runs = [
+        ("model=b0", result(0.95, cost=large)),
+        ("model=mobile", result(0.94, cost=small)),
+        ("model=tiny", result(0.5, cost=weak)),
+    ]
+    told = "Of these model=mobile answers fastest: 5.0 ms an image and 6.4 MB in place of 20.0 and 16.4."
+    assert verdict(by_setting(runs), 0.1).endswith(told)
+    runs[1] = ("model=mobile", result(0.94, cost=(16_400_000, 0.015)))  # a network may be timed in a quiet moment
+    assert "fastest" not in verdict(by_setting(runs), 0.1)
+    runs[:2] = [("model=mobile", result(0.95, cost=small)), ("model=b0", result(0.94, cost=large))]
+    assert "fastest" not in verdict(by_setting(runs), 0.1)
 
 
 def test_the_verdict_knows_what_guessing_gets() -> None:

@@ -41,6 +41,7 @@ from effnet_lit.evaluation.metrics import (
 from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_curves
 from effnet_lit.evaluation.report import write_report
 from effnet_lit.evaluation.rules_learning import undertaught
+from effnet_lit.evaluation.speed import image_seconds
 from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
 from effnet_lit.training.data_wait import DataWait
 from effnet_lit.training.hardware import Hardware
@@ -65,6 +66,8 @@ class Result:
     val_images: int = 0
     val_baseline: float = 0.0  # as baseline_accuracy, of the validation images
     advice: tuple[Advice, ...] = ()  # the doctor's
+    model_bytes: int = 0
+    image_seconds: float = 0.0  # of one CPU core
 
 
 def unused(run_dir: Path) -> Path:
@@ -174,7 +177,7 @@ def finish(
             **gather(data, answers.sample, answers.test, test["confusion_matrix"], mirrors),
             **surroundings(config, data, classifier, hardware),
             "images": {part: len(values) for part, values in labels.items()},
-            "model_bytes": model_path.stat().st_size,
+            **(cost := {"model_bytes": model_path.stat().st_size, "image_seconds": image_seconds(classifier)}),
         },
     )
     advice = advise(run_dir, data, answers)
@@ -182,7 +185,7 @@ def finish(
     draw(run_dir, data, classifier, test)
     val_baseline = baseline_accuracy(labels["train"], labels["val"])
     figures = val["accuracy"], baseline, seconds["total"], data_wait.share, val["images"], val_baseline
-    return Result(run_dir, model_path, test, *figures, advice)
+    return Result(run_dir, model_path, test, *figures, advice, **cost)
 
 
 def times(seconds: dict[str, float], data_wait: DataWait) -> dict[str, Any]:

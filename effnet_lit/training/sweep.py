@@ -21,6 +21,7 @@ from effnet_lit.training.console import shown
 from effnet_lit.training.result import Result, point_latest
 
 WIDTH_WITHOUT_SCREEN = 160
+CHEAPER = 0.67  # of the time for an image; timings of one network on a shared machine differ by less
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def conclude_sweep(jobs: list[Job]) -> None:
 
 def table_of(runs: Sequence[tuple[str, Result]], failed: Sequence[str]) -> Table:
     """A row a run, in order, then those that failed."""
-    table = Table("", "settings", "val", "test", "95% interval", "seconds", "run")
+    table = Table("", "settings", "val", "test", "95% interval", "MB", "ms an image", "seconds", "run")
     for rank, (name, result) in enumerate(runs, start=1):
         low, high = result.test["accuracy_ci95"]
         table.add_row(
@@ -67,6 +68,8 @@ def table_of(runs: Sequence[tuple[str, Result]], failed: Sequence[str]) -> Table
             f"{result.val_accuracy:.1%}",
             f"{result.test['accuracy']:.1%}",
             f"{low:.1%} to {high:.1%}",
+            f"{result.model_bytes / 1e6:.1f}",
+            f"{1e3 * result.image_seconds:.1f}",
             f"{result.seconds:.0f}",
             escape(str(shown(result.run_dir))),
         )
@@ -103,6 +106,8 @@ class Setting(NamedTuple):
     name: str
     right: int
     images: int
+    megabytes: float = 0.0
+    milliseconds: float = 0.0  # of one CPU core, for an image
 
     @property
     def accuracy(self) -> float:
@@ -122,7 +127,8 @@ def by_setting(runs: Sequence[tuple[str, Result]]) -> list[Setting]:
         name = " ".join(part for part in name.split() if not part.startswith(("seed=", "data.fold="))) or "all"
         before = found.get(name, Setting(name, 0, 0))
         right = round(result.val_accuracy * result.val_images)
-        found[name] = Setting(name, before.right + right, before.images + result.val_images)
+        cost = result.model_bytes / 1e6, 1e3 * result.image_seconds
+        found[name] = Setting(name, before.right + right, before.images + result.val_images, *cost)
     return sorted(found.values(), key=lambda setting: -setting.accuracy)
 
 
@@ -134,7 +140,7 @@ def by_error(failed: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(", ".join(told[:3]) + more(told[3:]), error) for error, told in names.items()]
 
 
-def more(left: Sequence[str]) -> str:
+def more(left: Sequence[object]) -> str:
     """The end of a list that names only its first."""
     return f" and {len(left)} more" if left else ""
 
@@ -169,11 +175,23 @@ def verdict(settings: Sequence[Setting], baseline: float) -> str:
             f"frequent class {baseline:.1%}. More epochs may help."
         )
     about = f"take {best.name}: {best.accuracy:.1%} right (95% interval {low:.1%} to {high:.1%})"
-    ties = [other.name for other in others if not leads(best, other)]
+    ties = [other for other in others if not leads(best, other)]
     if not ties:
         return f"{about}; better than every other by more than chance."
-    names = ", ".join(ties[:3]) + more(ties[3:])
-    return f"{about}; not better by more than chance than: {names}. More seeds (seed=0,1,2) would tell."
+    names = ", ".join(tie.name for tie in ties[:3]) + more(ties[3:])
+    told = f"{about}; not better by more than chance than: {names}. More seeds (seed=0,1,2) would tell."
+    return told + cheaper(best, ties)
+
+
+def cheaper(best: Setting, ties: Sequence[Setting]) -> str:
+    """The fastest of settings that are as good, where its answers cost clearly less; else empty."""
+    tie = min(ties, key=lambda setting: setting.milliseconds)
+    if tie.milliseconds > CHEAPER * best.milliseconds or tie.milliseconds == 0:
+        return ""
+    return (
+        f" Of these {tie.name} answers fastest: {tie.milliseconds:.1f} ms an image and {tie.megabytes:.1f} MB "
+        f"in place of {best.milliseconds:.1f} and {best.megabytes:.1f}."
+    )
 
 
 def leads(one: Setting, other: Setting) -> bool:
