@@ -17,9 +17,9 @@ from torch import Tensor
 
 from benchmarks.kernels import distinct_blocks
 from benchmarks.timing import interleave, processor, ratio, spread
+from effnet_lit.allocator import keep_freed_memory
 from effnet_lit.model.cpu.suits import widest
 from effnet_lit.model.efficientnet import MBConv
-from effnet_lit.training.allocator import keep_freed_memory
 
 SMALLEST = {"modules": 2**62, "in pieces": 0}  # bytes from which on a layer works in pieces
 FLUSHED = 2**24  # numbers touched before each step, so that the caches hold nothing of the last one

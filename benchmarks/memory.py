@@ -96,7 +96,7 @@ def measure(device: str, batch: int, size: int, mode: str) -> int:
     from torch.nn import functional
 
     from benchmarks.many import anonymous_bytes, peak
-    from effnet_lit.training.allocator import keep_freed_memory
+    from effnet_lit.allocator import keep_freed_memory
 
     if device == "cpu":
         keep_freed_memory()

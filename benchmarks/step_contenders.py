@@ -195,7 +195,7 @@ _running: Step | None = None  # of this process
 def prepare(contender: Contender, device: str) -> None:
     """Import everything but build nothing."""
     if contender.keeps_freed_memory:
-        from effnet_lit.training.allocator import keep_freed_memory
+        from effnet_lit.allocator import keep_freed_memory
 
         keep_freed_memory()
     if contender.compiled:  # before the compiler is imported: all run side by side

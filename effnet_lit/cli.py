@@ -69,9 +69,11 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Measure a model on class folders."""
+    from effnet_lit.allocator import keep_freed_memory
     from effnet_lit.evaluation.folder import evaluate_folder
     from effnet_lit.model.modelfile import load_model
 
+    keep_freed_memory()
     figures = evaluate_folder(load_model(model), folder)
     if as_json:
         print(json.dumps(figures, indent=2))

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from effnet_lit.allocator import keep_freed_memory
 from effnet_lit.commands import typed
 from effnet_lit.config import UserError
 from effnet_lit.data.prepare import cache_dir_of, given_images
@@ -56,6 +57,7 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
         raise UserError("--small is checked on photographs, and no held-out ones are here; give some with --check.")
     if not files:
         kind, files = "images of noise (no held-out photographs are here; --check takes others)", noise()
+    keep_freed_memory()
     classifier, files = load_model(source), spaced(files)
     print("Export   half a minute, with large photographs a few ...", flush=True)
     exported = export.to_onnx(classifier, small)

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from effnet_lit.allocator import keep_freed_memory
 from effnet_lit.config import UserError
 from effnet_lit.deploy.predict import Prediction, find_images, is_sure, predict
 from effnet_lit.evaluation.gradcam import heat_maps, last_maps, overlay
@@ -42,6 +43,7 @@ def predict_files(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
+    keep_freed_memory()
     classifier = load_model(model)
     header = classifier.header
     least = None if level is None else set_threshold(header, level)

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from effnet_lit.training.allocator import keep_freed_memory
+from effnet_lit.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 import torch

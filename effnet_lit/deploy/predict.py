@@ -18,8 +18,6 @@ from effnet_lit.data.decode import DecodeError, decode
 from effnet_lit.data.folder import is_hidden, is_image_name
 from effnet_lit.model.modelfile import Header, ImageClassifier
 
-BATCH = 64
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -72,7 +70,7 @@ def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Pred
             return str(error)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        groups = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+        groups = [paths[start : start + classifier.batch] for start in range(0, len(paths), classifier.batch)]
         coming = pool.map(read, groups[0]) if groups else iter(())
         for group, following in zip(groups, [*groups[1:], []], strict=True):
             images = list(coming)

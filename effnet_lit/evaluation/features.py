@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from effnet_lit.data.prepare import PreparedData
-from effnet_lit.evaluation.metrics import EVAL_BATCH
 from effnet_lit.model.modelfile import ImageClassifier
 
 SAMPLE = 1000  # training images that are looked at again
@@ -16,12 +15,12 @@ SAMPLE = 1000  # training images that are looked at again
 @torch.inference_mode()
 def answers_and_features(classifier: ImageClassifier, data: PreparedData, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
     """Probabilities (N, classes) and features (N, F) of images by their numbers, float32 on the CPU, from the cached
-    images in batches that are always cut at the same places."""
+    images."""
     device = next(classifier.parameters()).device
     rows = data.rows[numbers]
     found = []
-    for start in range(0, len(rows), EVAL_BATCH):
-        images = torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + EVAL_BATCH]]))
+    for start in range(0, len(rows), classifier.batch):
+        images = torch.from_numpy(np.ascontiguousarray(data.images[rows[start : start + classifier.batch]]))
         found.append(tuple(part.cpu() for part in classifier.with_features(images.to(device))))
     probabilities, features = zip(*found, strict=True)
     return torch.cat(probabilities), torch.cat(features)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from effnet_lit.config import UserError
 from effnet_lit.data.cache import decode_or_reason, in_order
@@ -14,7 +17,7 @@ from effnet_lit.data.folder import Index
 from effnet_lit.data.source import read_images
 from effnet_lit.evaluation.metrics import measure, predict_probabilities
 from effnet_lit.machine import cores
-from effnet_lit.model.modelfile import ImageClassifier
+from effnet_lit.model.modelfile import Header, ImageClassifier
 
 
 def evaluate_folder(classifier: ImageClassifier, folder: Path) -> dict[str, Any]:
@@ -32,28 +35,39 @@ def evaluate_folder(classifier: ImageClassifier, folder: Path) -> dict[str, Any]
             f"its classes are: {', '.join(list(known)[:20])}."
         )
     chosen, notes = measured_part(index)
-    images, labels = [], []
-    for i, image in zip(
-        chosen, decode_all(index, chosen, classifier.header.eval_size, classifier.header.resize), strict=True
-    ):
-        if isinstance(image, str):
-            notes.append(f"left out: {index.paths[i]} ({image})")
-        else:
-            images.append(image)
-            labels.append(known[index.class_names[index.labels[i]]])
-    if not images:
+    labels: list[int] = []
+
+    def images() -> Iterator[np.ndarray]:
+        console = Console(stderr=True)
+        coming = zip(chosen, decoded(index, chosen, classifier), strict=True)
+        bar = track(coming, "evaluating", len(chosen), console=console, transient=True, disable=not console.is_terminal)
+        for i, image in bar:
+            if isinstance(image, str):
+                notes.append(f"left out: {index.paths[i]} ({image})")
+            else:
+                labels.append(known[index.class_names[index.labels[i]]])
+                yield image
+
+    probabilities = predict_probabilities(classifier, images())
+    if not labels:
         raise UserError(f"{folder} holds no image that can be read; run effnet predict on one of them to see why.")
-    probabilities = predict_probabilities(classifier, lambda start, stop: np.stack(images[start:stop]), len(images))
     figures = measure(probabilities, torch.tensor(labels), classifier.header.class_names)
-    if missing := len(known) - len(set(labels)):
-        notes.append(f"Note: {missing} of {len(known)} classes have no image here, and count as 0 in the macro F1.")
-    trained_on = classifier.header.data.get("images")
+    return figures | {"notes": notes + doubts(index, labels, classifier.header)}
+
+
+def doubts(index: Index, labels: list[int], header: Header) -> list[str]:
+    """Why the figures may mean something else than they seem to."""
+    notes, trained_on = [], header.data.get("images")
+    if missing := len(header.class_names) - len(set(labels)):
+        notes.append(
+            f"Note: {missing} of {len(header.class_names)} classes have no image here, and count as 0 in the macro F1."
+        )
     if not any(index.splits) and trained_on == len(index.paths):
         notes.append(
             f"Note: the model was trained on a folder of exactly {trained_on:,} images too. If it is this one, most of "
             "them were training images and this figure is too good; result.json has the held-out one."
         )
-    return figures | {"notes": notes}
+    return notes
 
 
 def measured_part(index: Index) -> tuple[list[int], list[str]]:
@@ -65,6 +79,7 @@ def measured_part(index: Index) -> tuple[list[int], list[str]]:
     return list(range(len(index.paths))), []
 
 
-def decode_all(index: Index, chosen: list[int], size: int, resize: str) -> list[np.ndarray | str]:
-    """Each image as uint8 (size, size, 3), or the reason why not."""
-    return list(in_order(lambda i: decode_or_reason(index, i, size, resize), chosen, cores()))
+def decoded(index: Index, chosen: list[int], classifier: ImageClassifier) -> Iterator[np.ndarray | str]:
+    """Each image as uint8 (S, S, 3), or the reason why not; a few ahead of who takes them."""
+    header = classifier.header
+    return in_order(lambda i: decode_or_reason(index, i, header.eval_size, header.resize), chosen, cores())

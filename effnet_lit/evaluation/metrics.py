@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,14 @@ from torchmetrics.functional.classification import (
 
 from effnet_lit.model.modelfile import ImageClassifier
 
-EVAL_BATCH = 64
-
 
 @torch.inference_mode()
-def predict_probabilities(
-    classifier: ImageClassifier, fetch: Callable[[int, int], np.ndarray], count: int, batch_size: int = EVAL_BATCH
-) -> Tensor:
-    """Probabilities of ``count`` images, (count, classes) float32 on the CPU.
-
-    ``fetch(start, stop)`` gives the uint8 images (stop - start, S, S, 3) in order; batches are always cut at the
-    same places, so the same images in the same order give the same bits.
-    """
-    device = next(classifier.parameters()).device
-    batches = []
-    for start in range(0, count, batch_size):
-        images = torch.from_numpy(np.ascontiguousarray(fetch(start, min(start + batch_size, count))))
-        batches.append(classifier(images.to(device)).cpu())
-    return torch.cat(batches)
+def predict_probabilities(classifier: ImageClassifier, images: Iterable[np.ndarray]) -> Tensor:
+    """Probabilities (N, classes), float32 on the CPU, of uint8 images (S, S, 3), a batch of which is in memory."""
+    device, coming, found = classifier.mean.device, iter(images), []
+    while batch := list(islice(coming, classifier.batch)):
+        found.append(classifier(torch.from_numpy(np.stack(batch)).to(device)).cpu())
+    return torch.cat(found) if found else torch.empty(0, len(classifier.header.class_names))
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

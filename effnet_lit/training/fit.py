@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from torch import nn
 
+from effnet_lit.allocator import keep_freed_memory
 from effnet_lit.checks import check
 from effnet_lit.commands import going_on
 from effnet_lit.config import Config, UserError, from_dict, to_dict
@@ -31,7 +32,6 @@ from effnet_lit.data.datamodule import ClassFolderDataModule
 from effnet_lit.data.prepare import PreparedData, prepare
 from effnet_lit.model.modelfile import ImageClassifier
 from effnet_lit.model.zoo import create_model, use_kernels
-from effnet_lit.training.allocator import keep_freed_memory
 from effnet_lit.training.checkpoint import (
     AtomicCheckpointIO,
     KeepLast,

@@ -1,7 +1,7 @@
-"""glibc keeps freed memory for the next step instead of handing it back to the kernel.
+"""glibc keeps freed memory for the next batch instead of handing it back to the kernel.
 
-By default blocks of some megabytes go back to the kernel when they are freed, and every training step pays again for
-each fresh page: a sixth to a third of its time on a CPU (docs/decisions/training_step.md).
+By default blocks of some megabytes go back to the kernel when they are freed, and every batch pays again for each fresh
+page: a sixth to a third of a training step's time on a CPU (docs/decisions/training_step.md), half of an answer's.
 """
 
 from __future__ import annotations
