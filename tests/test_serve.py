@@ -181,7 +181,9 @@ def test_too_much_at_once_is_told_to_come_back(model: Path, limit: str, value: f
 def test_fewer_pixels_may_be_allowed(model: Path) -> None:
     with service(model, "--megapixels", "0.01", "--threads", "1") as (_, port):
         assert ask(port, "/predict", image_file((100, 100)))[0] == 200
-        assert ask(port, "/predict", image_file((101, 100)))[0] == 400
+        assert ask(port, "/predict", image_file((101, 100)))[1] == {
+            "detail": "too large: 101 x 100 pixels, over 0.01 megapixels"
+        }
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signal there")

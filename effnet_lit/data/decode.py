@@ -145,7 +145,7 @@ def read_rgb(file: Path | bytes, most_pixels: int = PIXEL_LIMIT) -> tuple[Image.
 def upright_rgb(image: Image.Image, most_pixels: int) -> tuple[Image.Image, Header]:
     """Decode all pixels of an opened image and bring them to upright RGB."""
     if image.width * image.height > most_pixels:
-        raise DecodeError(f"too large: {image.width} x {image.height} pixels, over {most_pixels // 10**6} megapixels")
+        raise DecodeError(f"too large: {image.width} x {image.height} pixels, over {most_pixels / 1e6:g} megapixels")
     if max(image.size) > LONGEST_SIDE:
         raise DecodeError(f"too long: {image.width} x {image.height} pixels, over {LONGEST_SIDE:,} on a side")
     mode, size, animated = image.mode, image.size, is_animated(image)

@@ -42,7 +42,7 @@ from effnet_lit.evaluation.plots import plot_confusion_matrix, plot_learning_cur
 from effnet_lit.evaluation.report import write_report
 from effnet_lit.evaluation.rules_learning import undertaught
 from effnet_lit.evaluation.speed import image_seconds
-from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
+from effnet_lit.model.modelfile import Header, ImageClassifier, load_model, write_model
 from effnet_lit.training.data_wait import DataWait
 from effnet_lit.training.hardware import Hardware
 from effnet_lit.training.head import Preview
@@ -177,7 +177,12 @@ def finish(
             **gather(data, answers.sample, answers.test, test["confusion_matrix"], mirrors),
             **surroundings(config, data, classifier, hardware),
             "images": {part: len(values) for part, values in labels.items()},
-            **(cost := {"model_bytes": model_path.stat().st_size, "image_seconds": image_seconds(classifier)}),
+            **(
+                cost := {
+                    "model_bytes": model_path.stat().st_size,
+                    "image_seconds": image_seconds(load_model(model_path)),
+                }
+            ),
         },
     )
     advice = advise(run_dir, data, answers)
