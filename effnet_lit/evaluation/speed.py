@@ -13,7 +13,7 @@ MOST_CALLS, MOST_SECONDS = 10, 1.0
 
 @torch.inference_mode()
 def image_seconds(classifier: ImageClassifier) -> float:
-    """Seconds of one CPU core, where the classifier is, by PyTorch: the fastest of up to ten calls, which other programs
+    """Seconds of one core for a classifier on the CPU, by PyTorch: the fastest of up to ten calls, which other programs
     delay least."""
     size = classifier.header.eval_size
     image, times = torch.zeros(1, size, size, 3, dtype=torch.uint8), []

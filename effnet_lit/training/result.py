@@ -162,6 +162,7 @@ def finish(
     summary = {key: test[key] for key in ("accuracy", "accuracy_ci95", "images", "f1_macro")}
     classifier.header = replace(classifier.header, metrics={"test": summary})
     write_model(model_path, classifier)
+    cost = {"model_bytes": model_path.stat().st_size, "image_seconds": image_seconds(load_model(model_path))}
     baseline = baseline_accuracy(labels["train"], labels["test"])
     mirrors = config.data.horizontal_flip == "on" and config.augmentation != "none"
     calibration = calibration_figures(answers.test, labels["test"], answers.calibration)
@@ -177,12 +178,7 @@ def finish(
             **gather(data, answers.sample, answers.test, test["confusion_matrix"], mirrors),
             **surroundings(config, data, classifier, hardware),
             "images": {part: len(values) for part, values in labels.items()},
-            **(
-                cost := {
-                    "model_bytes": model_path.stat().st_size,
-                    "image_seconds": image_seconds(load_model(model_path)),
-                }
-            ),
+            **cost,
         },
     )
     advice = advise(run_dir, data, answers)
@@ -190,7 +186,7 @@ def finish(
     draw(run_dir, data, classifier, test)
     val_baseline = baseline_accuracy(labels["train"], labels["val"])
     figures = val["accuracy"], baseline, seconds["total"], data_wait.share, val["images"], val_baseline
-    return Result(run_dir, model_path, test, *figures, advice, **cost)
+    return Result(run_dir, model_path, test, *figures, advice, *cost.values())
 
 
 def times(seconds: dict[str, float], data_wait: DataWait) -> dict[str, Any]:
