@@ -4,7 +4,7 @@ import sys
 from base64 import b64decode
 from typing import Any
 
-from litserve import LitAPI, LitServer
+from litserve import LitAPI, LitServer  # pyright: ignore[reportMissingImports]
 
 from benchmarks.serving_torch import Usual
 from benchmarks.timing import cores
