@@ -71,10 +71,10 @@ def evaluate(
     """Measure a model on class folders."""
     from effnet_lit.allocator import keep_freed_memory
     from effnet_lit.evaluation.folder import evaluate_folder
-    from effnet_lit.model.modelfile import load_model
+    from effnet_lit.model.modelfile import load_model, model_file
 
     keep_freed_memory()
-    figures = evaluate_folder(load_model(model), folder)
+    figures = evaluate_folder(load_model(model), folder, model_file(model).parent)
     if as_json:
         print(json.dumps(figures, indent=2))
         return

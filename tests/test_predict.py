@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from effnet_lit import compose, fit, load_model
 from effnet_lit.cli import app
 from effnet_lit.config import UserError
+from effnet_lit.data.split_file import read_split
 from effnet_lit.deploy.predict import find_images, predict
 
 
@@ -146,6 +147,17 @@ def test_evaluate_measures_a_folder_and_warns_of_the_training_one(model: Path, c
     figures = json.loads(done.stdout)
     assert figures["images"] == 120
     assert any("too good" in note for note in figures["notes"])
+
+
+def test_evaluate_counts_the_runs_training_images(run_dir: Path, class_folder: Path, tmp_path: Path) -> None:
+    training = sum(part == "train" for part in read_split(run_dir / "split.csv").values())
+    done = CliRunner().invoke(app, ["evaluate", str(run_dir), str(class_folder)])
+    assert f"{training} of these 120 images have paths of training images" in done.stdout
+    for row in stored(run_dir):
+        (tmp_path / row["path"]).parent.mkdir(exist_ok=True)
+        shutil.copy(class_folder / row["path"], tmp_path / row["path"])
+    done = CliRunner().invoke(app, ["evaluate", str(run_dir), str(tmp_path)])
+    assert done.exit_code == 0 and "on 24 images" in done.stdout and "training images" not in done.stdout
 
 
 @pytest.mark.parametrize(

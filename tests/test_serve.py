@@ -194,7 +194,7 @@ def test_it_ends_after_the_last_answer(model: Path, number: signal.Signals) -> N
         connection.putrequest("POST", "/predict")
         connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body[:100])
-        time.sleep(0.5)
+        time.sleep(1)
         running.send_signal(number)
         time.sleep(0.5)
         connection.send(body[100:])
