@@ -20,9 +20,9 @@ from PIL import Image
 from benchmarks.accuracy import load
 from benchmarks.timing import machine
 from effnet_lit import load_model
-from effnet_lit.deploy.agreement import readable, session_of
+from effnet_lit.deploy.agreement import readable
 from effnet_lit.deploy.export import to_onnx
-from effnet_lit.deploy.onnx_file import ask
+from effnet_lit.deploy.onnx_file import ask, session_of
 from effnet_lit.deploy.predict import answer
 from effnet_lit.evaluation.metrics import wilson_interval
 from effnet_lit.export_command import held_out
@@ -94,7 +94,7 @@ def measure(run: Path) -> dict[str, Any]:
     """For each way: how many answers are other than ``effnet predict``'s, and how many are right."""
     classifier = load_model(run)
     size = classifier.header.eval_size
-    session, small = session_of(to_onnx(classifier)), session_of(to_onnx(classifier, eight_bits=True))
+    session, small = (session_of(to_onnx(classifier, eight_bits).SerializeToString()) for eight_bits in (False, True))
     with open(run / "test_predictions.csv", newline="", encoding="utf-8") as file:
         labels = {row["path"]: classifier.header.class_names.index(row["label"]) for row in csv.DictReader(file)}
 

@@ -18,6 +18,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from effnet_lit.model.zoo import create_model
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 FILES = 16  # photographs that clients send in turn
 PHONE = (4032, 3024)
+KINDS = ("as they are", "12 megapixels")
 CLIENTS = (1, 8)
 PATIENCE = 120  # seconds to start
 # Faster parts that LitServe has installed here; who installs effnet_lit[serve] does not have them.
@@ -52,7 +54,7 @@ class Contender(NamedTuple):
 
 
 def ours(folder: Path, port: int) -> list[str]:
-    """``effnet serve``, without a line a request as the others."""
+    """``effnet serve``, which writes a line for each request, as the others do not."""
     return ["-c", OURS, "serve", str(folder), "--port", str(port)]
 
 
@@ -88,16 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(place)
         write_b0(folder)
         absent = {name: why_not(contender.needs) for name, contender in CONTENDERS.items()}
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS if not absent[name]}
-
-        def measured(name: str) -> Callable[[], float]:
-            def once() -> float:
-                found[name].append(measure(CONTENDERS[name], folder, kinds, options.seconds))
-                return 0.0
-
-            return once
-
-        interleave({name: measured(name) for name in found}, options.rounds)
+        tasks = {
+            name: partial(measure, contender, folder, kinds, options.seconds)
+            for name, contender in CONTENDERS.items()
+            if not absent[name]
+        }
+        found = interleave(tasks, options.rounds)
     result = {"machine": here, "data": options.data.name, "seconds": options.seconds, "rounds": found}
     result["absent"] = {name: reason for name, reason in absent.items() if reason}
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -109,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     of = argparse.ArgumentParser(prog="python -m benchmarks.serving", description="Answers per second over HTTP.")
     of.add_argument("--data", type=Path, required=True, help="a folder of photographs; only read")
     of.add_argument("--rounds", type=int, default=3, help="repeats of everything, interleaved (default 3)")
-    of.add_argument("--seconds", type=float, default=8, help="of asking, each time (default 8)")
+    of.add_argument("--seconds", type=float, default=4, help="of asking, each time (default 4)")
     of.add_argument("--output", type=Path, default=RESULTS)
     return of
 
@@ -117,12 +115,12 @@ def parser() -> argparse.ArgumentParser:
 def photographs(data: Path) -> dict[str, list[bytes]]:
     """Files as they are, and the same enlarged to what a phone takes."""
     files = find_images([str(data)])
-    kinds: dict[str, list[bytes]] = {"as they are": [], "12 megapixels": []}
+    kinds: dict[str, list[bytes]] = {kind: [] for kind in KINDS}
     for file in files[:: max(1, len(files) // FILES)][:FILES]:
-        kinds["as they are"].append(file.read_bytes())
+        kinds[KINDS[0]].append(file.read_bytes())
         content = io.BytesIO()
         Image.open(file).convert("RGB").resize(PHONE).save(content, "JPEG", quality=90)
-        kinds["12 megapixels"].append(content.getvalue())
+        kinds[KINDS[1]].append(content.getvalue())
     return kinds
 
 
@@ -141,7 +139,7 @@ def measure(contender: Contender, folder: Path, kinds: dict[str, list[bytes]], s
     bodies = {kind: [contender.body(content) for content in contents] for kind, contents in kinds.items()}
     with started(contender, folder) as (port, group):
         begin = time.perf_counter()
-        first = bodies["as they are"][0]
+        first = bodies[KINDS[0]][0]
         while not answered(port, contender.content_type, first):
             if time.perf_counter() - begin > PATIENCE:
                 raise TimeoutError("the server did not start")
@@ -230,7 +228,7 @@ def memory(group: int) -> int:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Medians over the rounds."""
-    asked = [f"{kind}, {clients} at once" for kind in ("as they are", "12 megapixels") for clients in CLIENTS]
+    asked = [f"{kind}, {clients} at once" for kind in KINDS for clients in CLIENTS]
     table = Table("answers/s (95% within, ms)", *asked, "memory, GB", "start, s")
     for name, rounds in result["rounds"].items():
         cells = []

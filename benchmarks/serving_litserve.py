@@ -27,7 +27,7 @@ class Api(LitAPI):
 
     def predict(self, x: bytes, **_: Any) -> dict[str, Any]:
         """One image."""
-        return self.usual.answers(self.usual.opened(x))[0]
+        return self.usual.answer(x)
 
     def encode_response(self, output: dict[str, Any], **_: Any) -> dict[str, Any]:
         """As it is."""

@@ -34,19 +34,13 @@ class Usual:
             ]
         )
 
-    def opened(self, content: bytes) -> torch.Tensor:
-        """(1, 3, S, S)."""
-        return self.prepare(Image.open(io.BytesIO(content)).convert("RGB"))[None]
-
     @torch.inference_mode()
-    def answers(self, images: torch.Tensor) -> list[dict[str, Any]]:
-        """(N, 3, S, S)."""
-        values, classes = self.classifier.network(images).softmax(1).max(1)
-        names = self.classifier.header.class_names
-        pairs = zip(values.tolist(), classes.tolist(), strict=True)
-        return [{"class": names[index], "probability": value} for value, index in pairs]
+    def answer(self, content: bytes) -> dict[str, Any]:
+        """About an image file."""
+        image = self.prepare(Image.open(io.BytesIO(content)).convert("RGB"))  # (3, S, S)
+        value, index = self.classifier.network(image[None]).softmax(1)[0].max(0)
+        return {"class": self.classifier.header.class_names[int(index)], "probability": float(value)}
 
 
 if __name__ == "__main__":
-    usual = Usual(sys.argv[1], int(sys.argv[3]))
-    serve(lambda content: usual.answers(usual.opened(content))[0], int(sys.argv[2]))
+    serve(Usual(sys.argv[1], int(sys.argv[3])).answer, int(sys.argv[2]))

@@ -9,7 +9,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 PACKAGES = (
     "effnet_lit",
@@ -48,12 +50,12 @@ def spread(samples: Sequence[float]) -> Spread:
     return Spread(statistics.median(samples), min(samples), max(samples))
 
 
-def interleave(tasks: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(tasks: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Run every task once a round, so that a slow minute of the machine meets all of them.
 
     Each round starts one task later than the round before: no task always comes first.
     """
-    samples: dict[str, list[float]] = {name: [] for name in tasks}
+    samples: dict[str, list[T]] = {name: [] for name in tasks}
     names = list(tasks)
     for round_ in range(rounds):
         first = round_ % max(1, len(names))

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from effnet_lit.allocator import keep_freed_memory
 from effnet_lit.commands import training_on
 from effnet_lit.config import UserError
 
@@ -69,7 +70,6 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Measure a model on class folders."""
-    from effnet_lit.allocator import keep_freed_memory
     from effnet_lit.evaluation.folder import evaluate_folder
     from effnet_lit.model.modelfile import load_model, model_file
 

@@ -7,10 +7,11 @@ import re
 import shlex
 import subprocess
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from effnet_lit.config import FEWEST_IMAGES
+from effnet_lit.config import FEWEST_IMAGES, UserError
 
 HYDRA_WORDS = ("null", "true", "false", "inf", "nan")  # in any case, they are values of their own
 
@@ -29,6 +30,17 @@ def training_on(folder: Path, images: int, settings: Sequence[str] = ()) -> str:
     """The command that trains on a folder of so many images, with these settings."""
     few = ["limits=off"] if images < FEWEST_IMAGES and "limits=off" not in settings else []
     return typed("python train.py", override("data.dir", folder), *settings, *few)
+
+
+def must_be_installed(doing: str, extra: str, *packages: str) -> None:
+    """Packages of an extra.
+
+    Raises:
+        UserError: some are missing, and what installs them.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(f'{doing} needs {" and ".join(missing)}: pip install "effnet_lit[{extra}]"')
 
 
 def for_shell(word: str, windows: bool = os.name == "nt") -> str:

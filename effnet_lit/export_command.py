@@ -6,7 +6,6 @@ import csv
 import io
 import math
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from effnet_lit.allocator import keep_freed_memory
-from effnet_lit.commands import typed
+from effnet_lit.commands import must_be_installed, typed
 from effnet_lit.config import UserError
 from effnet_lit.data.prepare import cache_dir_of, given_images
 from effnet_lit.deploy.predict import find_images
@@ -42,9 +41,7 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
     Raises:
         UserError: no such model or images, the extra is not installed, the file cannot be written or answers otherwise.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise UserError(f'Exporting needs {" and ".join(missing)}: pip install "effnet_lit[export]"')
+    must_be_installed("Exporting", "export", "onnx", "onnxscript", "onnxruntime")
     from effnet_lit.deploy import agreement, export
 
     source = model_file(model)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from importlib.util import find_spec
 from pathlib import Path
 
+from effnet_lit.commands import must_be_installed
 from effnet_lit.config import UserError
 from effnet_lit.machine import cores
 
@@ -18,9 +18,7 @@ def serve_model(model: Path, host: str, port: int, threads: int, megapixels: flo
     Raises:
         UserError: no exported model, the extra is not installed, or the address cannot be used.
     """
-    missing = [name for name in ("fastapi", "uvicorn", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise UserError(f'Serving needs {" and ".join(missing)}: pip install "effnet_lit[serve]"')
+    must_be_installed("Serving", "serve", "fastapi", "uvicorn", "onnxruntime")
     import uvicorn
 
     from effnet_lit.deploy.onnx_file import OnnxModel, exported_file
@@ -29,7 +27,6 @@ def serve_model(model: Path, host: str, port: int, threads: int, megapixels: flo
     path, threads = exported_file(model), threads or cores()
     loaded = OnnxModel(path, threads)
     with listening(host, port) as place:
-        place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not do it here: 40 ms an answer
         shown = f"http://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
         print(f"Model    {path}, {len(loaded.class_names)} classes, {threads} images at once")
         print(f"Serve    {shown} (Ctrl-C ends it)\nAsk      curl --data-binary @photo.jpg {shown}/predict", flush=True)
@@ -42,15 +39,18 @@ def serve_model(model: Path, host: str, port: int, threads: int, megapixels: flo
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """An open socket.
+    """A socket whose answers leave at once: asyncio sees to that only where it has made the socket itself, and clients
+    would wait 40 ms for each.
 
     Raises:
         UserError: the address cannot be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        place = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(
             f"{host}, port {port} cannot be used ({error.strerror}); give others with --host and --port."
         ) from error
+    place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return place

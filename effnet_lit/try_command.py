@@ -16,6 +16,7 @@ import numpy as np
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import DecodeError, decode
 from effnet_lit.deploy.predict import answer, is_sure
+from effnet_lit.deploy.ranking import likeliest
 from effnet_lit.evaluation.gradcam import heat_maps, overlay
 from effnet_lit.evaluation.report import encoded
 from effnet_lit.model.modelfile import ImageClassifier, load_model
@@ -109,14 +110,15 @@ def answer_to(classifier: ImageClassifier, content: bytes) -> dict[str, Any]:
     except DecodeError as error:
         return {"error": str(error)}
     ((probabilities, unlike),) = answer(classifier, [image])
-    best = np.argsort(-probabilities, kind="stable")[:TOP]
     try:
-        (heat,) = heat_maps(classifier, image[None], best[:1])
+        (heat,) = heat_maps(classifier, image[None], np.array([probabilities.argmax()]))
         shown = encoded(overlay(image, heat))
     except UserError:
         shown = ""
     return {
-        "top": [{"class": header.class_names[int(i)], "probability": float(probabilities[i])} for i in best],
+        "top": [
+            {"class": name, "probability": value} for name, value in likeliest(probabilities, header.class_names, TOP)
+        ],
         "unlike": unlike,
         "sure": is_sure(float(probabilities.max()), header),
         "image": encoded(image),

@@ -157,15 +157,25 @@ def test_a_body_without_a_length_is_cut_off_too(port: int) -> None:
     assert ask(port, "/predict", iter(parts))[0] == 413
 
 
-def test_a_client_that_leaves_does_no_harm(port: int) -> None:
-    with socket.create_connection((HOST, port)) as leaving:
-        leaving.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nbegun")
-    assert ask(port, "/health")[0] == 200
+def test_what_was_held_is_let_go(model: Path) -> None:
+    """One image at once, and bytes for one and a half: answers, refusals and clients that leave may take no place."""
+    image = image_file((64, 64))
+    limits = f"serve.MOST_WAITING = 0; serve.MOST_HELD = {len(image) * 3 // 2}"
+    before = f"from effnet_lit.deploy import serve; {limits}; "
+    with service(model, "--threads", "1", before=before) as (_, port):
+        for body in (image, b"no image", image, image[:2000], image):
+            assert ask(port, "/predict", body)[0] == (200 if body == image else 400)
+        with socket.create_connection((HOST, port)) as leaving:
+            leaving.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n" + image)
+            time.sleep(0.5)
+            assert ask(port, "/predict", image)[0] == 503
+        time.sleep(0.5)
+        assert ask(port, "/predict", image)[0] == 200
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MOST_WAITING", -1000), ("MOST_HELD", 3), ("PATIENCE", 0.2)])
 def test_too_much_at_once_is_told_to_come_back(model: Path, limit: str, value: float) -> None:
-    """With a limit so low that one request meets it; it holds nothing afterwards."""
+    """With a limit so low that one request meets it."""
     with service(model, before=f"from effnet_lit.deploy import serve; serve.{limit} = {value}; ") as (_, port):
         for _ in range(2):
             with connected(port) as connection:

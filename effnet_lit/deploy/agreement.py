@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import statistics
-import time
+import timeit
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-import onnxruntime
 from PIL import Image, ImageOps
 
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import FORMATS, DecodeError, decode
-from effnet_lit.deploy.onnx_file import ask
+from effnet_lit.deploy.onnx_file import ask, session_of
 from effnet_lit.deploy.predict import answer, is_sure
 from effnet_lit.model.modelfile import Header, ImageClassifier
 
@@ -51,7 +50,7 @@ def compare(
     Raises:
         UserError: a probability differs by more than ``largest_error`` on the same pixels.
     """
-    session, header, found = session_of(model), classifier.header, Agreement()
+    session, header, found = session_of(model.SerializeToString()), classifier.header, Agreement()
     for name, square, photograph in readable(files, header):
         ((expected, unlike),) = answer(classifier, [square])
         wanted = (int(expected.argmax()), is_sure(float(expected.max()), header), unlike)
@@ -98,17 +97,6 @@ def opened(content: bytes) -> np.ndarray:
 
 def seconds_an_image(model: onnx.ModelProto, size: int) -> float:
     """Median time of one thread for one image of ``size`` x ``size``."""
-    session, image = session_of(model, threads=1), np.zeros((1, size, size, 3), np.uint8)
-    times = []
-    for _ in range(3 + TIMED):
-        start = time.perf_counter()
-        session.run(None, {"image": image})
-        times.append(time.perf_counter() - start)
+    session, image = session_of(model.SerializeToString(), 1), np.zeros((1, size, size, 3), np.uint8)
+    times = timeit.repeat(lambda: session.run(None, {"image": image}), number=1, repeat=3 + TIMED)
     return statistics.median(times[3:])
-
-
-def session_of(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
-    """The model, loaded; 0 threads are as many as there are cores."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -15,7 +15,7 @@ from effnet_lit.config import UserError
 HEADER, CLASSES = "effnet_lit", "classes"  # keys in the file's metadata: the model file's header, and names
 
 
-class Answer(NamedTuple):
+class Output(NamedTuple):
     """Of one image: probabilities (classes), whether the best one is sure, whether the image is unlike training's."""
 
     probabilities: np.ndarray
@@ -28,10 +28,10 @@ class Answer(NamedTuple):
         return int(self.probabilities.argmax()), self.sure, self.unlike
 
 
-def ask(session: onnxruntime.InferenceSession, image: np.ndarray) -> Answer:
+def ask(session: onnxruntime.InferenceSession, image: np.ndarray) -> Output:
     """About one image: uint8 (H, W, 3), upright RGB."""
     probabilities, sure, unlike = (np.asarray(output)[0] for output in session.run(None, {"image": image[None]}))
-    return Answer(probabilities, bool(sure), bool(unlike))
+    return Output(probabilities, bool(sure), bool(unlike))
 
 
 class OnnxModel:
@@ -42,8 +42,11 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        self.beside = load(path, 1)  # other images: each computes with one thread
-        self.alone = self.beside if threads == 1 else load(path, threads)
+        try:
+            self.beside = session_of(path, 1)  # other images: each computes with one thread
+            self.alone = self.beside if threads == 1 else session_of(path, threads)
+        except Exception as error:  # ONNX Runtime's errors share no class
+            raise UserError(f"{path} is no ONNX file ({error}); give one written by effnet export.") from error
         texts = self.beside.get_modelmeta().custom_metadata_map
         if HEADER not in texts:
             raise UserError(f"{path} was not written by effnet export; give one that was.")
@@ -54,18 +57,11 @@ class OnnxModel:
             ask(session, np.zeros((self.size, self.size, 3), np.uint8))
 
 
-def load(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """So many threads an image.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+def session_of(source: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+    """A file or its content, loaded; 0 threads an image are as many as there are cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors share no class
-        raise UserError(f"{path} is no ONNX file ({error}); give one written by effnet export.") from error
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def exported_file(path: Path) -> Path:

@@ -16,6 +16,8 @@ import torch
 from effnet_lit.config import UserError
 from effnet_lit.data.decode import DecodeError, decode
 from effnet_lit.data.folder import is_hidden, is_image_name
+from effnet_lit.deploy.ranking import likeliest
+from effnet_lit.machine import cores
 from effnet_lit.model.modelfile import Header, ImageClassifier
 
 
@@ -33,8 +35,7 @@ class Prediction:
     def top(self, class_names: Sequence[str], count: int) -> list[tuple[str, float]]:
         """The likeliest classes, best first."""
         assert self.probabilities is not None
-        best = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(class_names[int(i)], float(self.probabilities[i])) for i in best]
+        return likeliest(self.probabilities, class_names, count)
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -69,7 +70,7 @@ def predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Iterator[Pred
         except DecodeError as error:
             return str(error)
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         groups = [paths[start : start + classifier.batch] for start in range(0, len(paths), classifier.batch)]
         coming = pool.map(read, groups[0]) if groups else iter(())
         for group, following in zip(groups, [*groups[1:], []], strict=True):

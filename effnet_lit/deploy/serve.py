@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from effnet_lit import __version__
 from effnet_lit.data.decode import DecodeError, decode
 from effnet_lit.deploy.onnx_file import OnnxModel, ask
+from effnet_lit.deploy.ranking import likeliest
 
 LARGEST = 20 * 2**20  # bytes of an image file
 MOST_HELD = 512 * 2**20  # bytes of all image files that are here at once
@@ -77,7 +78,7 @@ class Load:
                     content += part
                     self.bytes += len(part)
                     must_fit(len(content))
-                    must_not_be(self.bytes > MOST_HELD)
+                    come_back_if(self.bytes > MOST_HELD)
         except TimeoutError as error:
             raise HTTPException(408, f"the image did not arrive within {PATIENCE:.0f} s") from error
         except ClientDisconnect as error:
@@ -92,7 +93,7 @@ class Load:
         Raises:
             HTTPException: too many are.
         """
-        must_not_be(self.images >= self.most_images)
+        come_back_if(self.images >= self.most_images)
         self.images += 1
         try:
             yield
@@ -133,11 +134,11 @@ def make_app(model: OnnxModel, threads: int, most_pixels: int) -> FastAPI:
     return app
 
 
-def must_not_be(busy: bool) -> None:
-    """More at once than can be held.
+def come_back_if(busy: bool) -> None:
+    """Refuse what cannot be held beside all else.
 
     Raises:
-        HTTPException: it is.
+        HTTPException: it is busy.
     """
     if busy:
         raise HTTPException(503, "too many requests at once; come back", {"Retry-After": "1"})
@@ -164,6 +165,6 @@ def answer_to(model: OnnxModel, session: InferenceSession, content: bytes, most_
     except DecodeError as error:
         raise HTTPException(400, str(error)) from error
     found = ask(session, image)
-    order = (-found.probabilities).argsort(kind="stable")[:top]
-    classes = [Class(name=model.class_names[i], probability=float(found.probabilities[i])) for i in order]
+    best = likeliest(found.probabilities, model.class_names, top)
+    classes = [Class(name=name, probability=probability) for name, probability in best]
     return Answer(**classes[0].model_dump(), sure=found.sure, unlike=found.unlike, top=classes)
