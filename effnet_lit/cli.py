@@ -1,4 +1,4 @@
-"""`effnet`: train, audit, evaluate, predict, try, export, serve, report, doctor, pack, cache."""
+"""`effnet`: train, audit, evaluate, predict, try, export, serve, compare, report, doctor, pack, cache."""
 
 from __future__ import annotations
 
@@ -159,6 +159,20 @@ def serve(
     from effnet_lit.serve_command import serve_model
 
     serve_model(model, host, port, threads, megapixels)
+
+
+@app.command()
+@for_people
+def compare(
+    model: ModelPath,
+    answers: Annotated[Path, typer.Argument(help="CSV file: path and class, or path and a column for every class")],
+    images: Annotated[Path | None, typer.Option(help="folder that holds the images, where paths do not say")] = None,
+) -> None:
+    """Say whether an app answers as predict does, and if not, which usual mistake it makes."""
+    from effnet_lit.compare_command import compare_answers
+
+    if not compare_answers(model, answers, images):
+        raise typer.Exit(1)
 
 
 @app.command()

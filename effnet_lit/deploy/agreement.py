@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 import timeit
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from PIL import Image, ImageOps
 
 from effnet_lit.config import UserError
-from effnet_lit.data.decode import FORMATS, DecodeError, decode
+from effnet_lit.data.decode import DecodeError, decode
 from effnet_lit.deploy.onnx_file import ask, session_of
 from effnet_lit.deploy.predict import answer, is_sure
+from effnet_lit.deploy.preparation import opened
 from effnet_lit.model.modelfile import Header, ImageClassifier
 
 File = tuple[str, Callable[[], bytes]]  # an image file's name, and what reads it
@@ -75,24 +73,9 @@ def readable(files: Iterable[File], header: Header) -> Iterator[tuple[str, np.nd
     for name, read in files:
         try:
             content = read()
-            yield name, decode(content, header.eval_size, header.resize), opened(content)
+            yield name, decode(content, header.eval_size, header.resize), np.asarray(opened(content))
         except (DecodeError, OSError):
             continue
-
-
-def opened(content: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) in the two steps that an app takes.
-
-    Raises:
-        DecodeError: these do not open it.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\b")
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # HEIC needs an addition
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except Exception as error:  # whatever a decoder trips over, as in data/decode.py
-            raise DecodeError(str(error)) from error
 
 
 def seconds_an_image(model: onnx.ModelProto, size: int) -> float:

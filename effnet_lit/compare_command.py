@@ -1,0 +1,164 @@
+"""`effnet compare`: an app's answers beside those of `effnet predict`, and what the app does otherwise."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from effnet_lit.allocator import keep_freed_memory
+from effnet_lit.commands import typed
+from effnet_lit.config import UserError
+from effnet_lit.deploy.app_answers import AppAnswer, read_answers
+from effnet_lit.deploy.compare import SAME, Asked, Cause, find_cause, mean_apart
+from effnet_lit.deploy.mistakes import MISTAKES, Preparation, instead
+from effnet_lit.deploy.predict import find_images, predict
+from effnet_lit.model.modelfile import Header, ImageClassifier, load_model
+
+MOST_COMPARED = 500  # images
+FEWEST_OTHER = 10  # images with another class, where an app tells classes only: of fewer, several causes fit by chance
+UNKNOWN = """\
+Cause    none of the usual mistakes, alone or together, makes this model answer so
+Look at  whether the app has this model file, and gets the same images: not compressed, cut or filtered before"""
+OPENING = """\
+Cause    none in the app: effnet predict itself opens very large JPEGs at a reduced scale, puts transparent images on
+         white, and takes the upper 8 of 16 bits"""
+DONE_BY_EXPORT = ("shape", "size", "resample", "layout", "values", "output")  # steps that stand in its file
+T = TypeVar("T")
+
+
+def compare_answers(model: Path, answers: Path, images: Path | None) -> bool:
+    """Print how an app's answers differ from those of ``effnet predict``, and why; returns whether they are the same.
+
+    Args:
+        images: a folder below which the files lie; otherwise paths start here or beside ``answers``.
+
+    Raises:
+        UserError: no such model, file or images, or none that can be read.
+    """
+    keep_freed_memory()
+    classifier = load_model(model)
+    told, logits = read_answers(answers, classifier.header.class_names)
+    found = located(told, answers, images)
+    asked = ask_ourselves(classifier, found)
+    if not asked:
+        raise UserError(f"None of the images in {answers} can be read; run effnet predict on one of them to see why.")
+    print(f"Images   {counted(len(asked), len(found), len(told))}")
+    print(f"Answers  {difference(asked, classifier.header.class_names)}")
+    if logits:
+        print("Note     the numbers are neither probabilities nor percent, and were taken for logits")
+    other = sum(item.other for item in asked)
+    if not other and mean_apart(asked) < SAME:
+        print("Same     the app answers as effnet predict does")
+        return True
+    if asked[0].app.class_only and other < FEWEST_OTHER:
+        print("Cause    not looked for: so few other classes tell too little; let the app write probabilities as well")
+        return False
+    cause = find_cause(classifier, asked, lambda items, doing: shown(items, len(items), doing))
+    print(sentences(cause, classifier.header, model))
+    return False
+
+
+def located(told: Sequence[AppAnswer], answers: Path, images: Path | None) -> list[tuple[AppAnswer, Path]]:
+    """Each answer with its image's file, where that is found: as its path tells, or below ``images`` by the end of it.
+
+    Raises:
+        UserError: none is found, or a path can mean several files.
+    """
+    below = ends_of(find_images([str(images)])) if images else {}
+    found = []
+    for answer in told:
+        path = answer.path.replace("\\", "/")
+        places = below.get(longest_end(path, below), []) if images else [Path(path), answers.parent / path]
+        places = [place for place in places if place.is_file()]
+        if images and len(places) > 1:
+            raise UserError(
+                f"{answers}: '{answer.path}' can be {places[0]} or {places[1]}; write more of its path, or rename one."
+            )
+        found += [(answer, places[0])] if places else []
+    if not found:
+        raise UserError(
+            f"None of the {len(told):,} images in {answers} is found, such as '{told[0].path}'; give the folder that "
+            "they lie in with --images."
+        )
+    return found
+
+
+def ends_of(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files by every end of their paths: c.jpg, b/c.jpg, a/b/c.jpg."""
+    ends = defaultdict[str, list[Path]](list)
+    for file in files:
+        for start in range(len(file.parts)):
+            ends["/".join(file.parts[start:])].append(file)
+    return ends
+
+
+def longest_end(path: str, known: dict[str, list[Path]]) -> str:
+    """The longest end of a path that is known; an empty text where none is."""
+    parts = path.split("/")
+    return next((end for start in range(len(parts)) if (end := "/".join(parts[start:])) in known), "")
+
+
+def ask_ourselves(classifier: ImageClassifier, found: Sequence[tuple[AppAnswer, Path]]) -> list[Asked]:
+    """What ``effnet predict`` answers to as many of the images, evenly spaced, as are compared."""
+    chosen = [found[int(i)] for i in np.linspace(0, len(found) - 1, min(len(found), MOST_COMPARED)).round()]
+    ours = shown(predict(classifier, [path for _, path in chosen]), len(chosen), "predicting")
+    return [
+        Asked(answer, item.probabilities, path.read_bytes)
+        for (answer, path), item in zip(chosen, ours, strict=True)
+        if item.probabilities is not None
+    ]
+
+
+def shown(items: Iterable[T], count: int, doing: str) -> Iterable[T]:
+    """With a bar where someone sees it."""
+    console = Console(stderr=True)
+    return track(items, doing, count, console=console, transient=True, disable=not console.is_terminal)
+
+
+def counted(compared: int, found: int, told: int) -> str:
+    """How many images, and of how many not."""
+    not_found = f"; {told - found:,} not found" if told > found else ""
+    asked = min(found, MOST_COMPARED)
+    unreadable = f"; {asked - compared:,} cannot be read" if compared < asked else ""
+    return f"{compared:,} compared{f' of {found:,}' if found > asked else ''}{not_found}{unreadable}"
+
+
+def difference(asked: Sequence[Asked], class_names: Sequence[str]) -> str:
+    """For the screen."""
+    other = [item for item in asked if item.other]
+    line = "the class of effnet predict on all"
+    if other:
+        app, ours = class_names[other[0].app.label], class_names[int(other[0].ours.argmax())]
+        line = f"another class on {len(other):,} ({len(other) / len(asked):.1%}), such as {other[0].app.path}: "
+        line += f"{app}, from effnet predict {ours}"
+    return line if asked[0].app.class_only else f"{line}; probabilities {mean_apart(asked):.2g} apart on average"
+
+
+def sentences(cause: Cause | None, header: Header, model: Path) -> str:
+    """For the screen: what was found, and what to do instead."""
+    if cause is None:
+        return UNKNOWN
+    first, *others = cause.ways
+    if not first.mistakes:
+        return OPENING
+    lines = [f"Cause    the app {what_it_does(first)}"]
+    lines += [f"Or       the app {what_it_does(way)}" for way in others]
+    lines += [f"Evident  that makes {cause.explained:.0%} of the difference on {cause.images} images"]
+    mistakes = dict.fromkeys(mistake for way in cause.ways for mistake in way.mistakes)
+    lines += [f"Instead  {text}" for text in dict.fromkeys(instead(mistake, header) for mistake in mistakes)]
+    if any(step in DONE_BY_EXPORT for step, _ in mistakes):
+        lines += [
+            f"Easiest  {typed('effnet export', model)}: its file takes whole photographs of 0 to 255, and does it right"
+        ]
+    return "\n".join(lines)
+
+
+def what_it_does(way: Preparation) -> str:
+    """Its mistakes, in the order of its steps."""
+    return ", and ".join(MISTAKES[mistake].says for mistake in way.mistakes)

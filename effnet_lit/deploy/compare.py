@@ -1,0 +1,152 @@
+"""Why an app answers otherwise than ``effnet predict``: the usual mistakes are made here, alone and together, until
+the answers are the app's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from effnet_lit.data.decode import DecodeError
+from effnet_lit.deploy.app_answers import AppAnswer
+from effnet_lit.deploy.mistakes import Preparation, usual_mistakes
+from effnet_lit.deploy.preparation import answers
+from effnet_lit.model.modelfile import ImageClassifier
+
+KEPT = (1, 99, 3)  # of explanations with none, one, two mistakes, best first: those to which one more is added
+MANY, SKIMMED_ON = 24, 8  # of more explanations than that, those are tried that are best on so many images
+TRIED_ON, CHECKED_ON = 24, 72  # images: those that choose an explanation, others that tell how much it explains
+EXPLAINS = 0.7  # of the difference, at least; below that nothing is said
+ENOUGH = 0.99  # of it: no further mistakes are looked for
+HOPELESS = 0.2  # of it by two mistakes: a third is not tried
+WORTH = 0.5  # of what an explanation leaves must one with a further mistake explain
+SURELY = 2.0  # standard errors, by which another explanation must be worse; else it is told too
+SAME = 0.002  # a mean difference below which nothing is left to explain
+CLEARLY = 0.6  # of the images of a class must be one other class, for the order of classes to be told
+
+Left = dict[Preparation, np.ndarray]  # of each explanation: how far it leaves the answers apart, for every image
+Progress = Callable[[Sequence["Asked"], str], Iterable["Asked"]]
+
+
+class Asked(NamedTuple):
+    """One image: what the app answered, what ``effnet predict`` does (classes), and what reads the file."""
+
+    app: AppAnswer
+    ours: np.ndarray
+    read: Callable[[], bytes]
+
+    @property
+    def apart(self) -> float:
+        """How far the answers are from each other, 0 to 1."""
+        return float(self.app.apart(self.ours[None])[0])
+
+    @property
+    def other(self) -> bool:
+        """Whether the classes differ."""
+        return self.app.label != int(self.ours.argmax())
+
+
+class Cause(NamedTuple):
+    """Ways to prepare images that explain the app's answers about equally well, best first; the share of the difference
+    that the best one explains on images that did not choose it, and how many these were."""
+
+    ways: list[Preparation]
+    explained: float
+    images: int
+
+
+def find_cause(classifier: ImageClassifier, asked: Sequence[Asked], progress: Progress) -> Cause | None:
+    """The fewest usual mistakes with which this model answers as the app did; None where none do."""
+    furthest = sorted(asked, key=lambda item: -item.apart)[: TRIED_ON + CHECKED_ON]
+    tried_on = furthest[:: -(-len(furthest) // TRIED_ON)]
+    checked_on = [item for item in furthest if all(item is not other for other in tried_on)] or tried_on
+    left = search(classifier, tried_on, order_of(asked, len(classifier.header.class_names)), progress)
+    best = fewest(left)
+    near = [way for way in left if len(way.mistakes) == len(best.mistakes) and as_good(left[way], left[best])]
+    left = left_by(classifier, progress(checked_on, "checking it on other images"), near)
+    ways = ordered(left)
+    explained = 1 - float(left[ways[0]].mean()) / mean_apart(checked_on)
+    if explained < EXPLAINS:
+        return None
+    return Cause([way for way in ways if as_good(left[way], left[ways[0]])], explained, len(checked_on))
+
+
+def search(classifier: ImageClassifier, images: Sequence[Asked], order: tuple[int, ...], progress: Progress) -> Left:
+    """What is left of the difference, for explanations with more and more mistakes, until one leaves nearly nothing."""
+    before, found, further = mean_apart(images), Left(), [Preparation()]
+    for mistakes, kept in enumerate((*KEPT, 0)):
+        doing = f"trying {len(further)} explanations"
+        if len(further) > MANY:
+            skimmed = images[:: -(-len(images) // SKIMMED_ON)]
+            further = ordered(left_by(classifier, progress(skimmed, doing), further))[:MANY]
+        new = left_by(classifier, progress(images, doing), further)
+        found |= new
+        least = min(left.mean() for left in found.values())
+        if least <= max(SAME, (1 - ENOUGH) * before) or (mistakes == 2 and least > (1 - HOPELESS) * before):
+            break
+        more = (way for base in ordered(new)[:kept] for way in one_more(base, classifier, order))
+        further = list(dict.fromkeys(more))
+    return found
+
+
+def one_more(way: Preparation, classifier: ImageClassifier, order: tuple[int, ...]) -> Iterator[Preparation]:
+    """The same with one more mistake."""
+    yield from usual_mistakes(way, classifier.header)
+    if order and not way.order:
+        yield replace(way, order=order)
+
+
+def ordered(left: Left) -> list[Preparation]:
+    """The explanations, best first."""
+    return sorted(left, key=lambda way: left[way].mean())
+
+
+def fewest(left: Left) -> Preparation:
+    """The best explanation, with a further mistake only where that is worth it."""
+    best: dict[int, Preparation] = {}
+    for way in ordered(left):
+        best.setdefault(len(way.mistakes), way)
+    chosen = best[0]
+    for _, way in sorted(best.items()):
+        if left[way].mean() <= (1 - WORTH) * left[chosen].mean():
+            chosen = way
+    return chosen
+
+
+def as_good(left: np.ndarray, best: np.ndarray) -> bool:
+    """Whether an explanation could be no worse than the best one, by what both leave on the same images."""
+    worse = left - best
+    return bool(worse.mean() <= SURELY * worse.std() / len(worse) ** 0.5)
+
+
+def left_by(classifier: ImageClassifier, images: Iterable[Asked], ways: Sequence[Preparation]) -> Left:
+    """How far the app's answers are from each way's; files that cannot be opened so count as ours."""
+    rows = []
+    for item in images:
+        try:
+            given = answers(classifier, item.read(), ways)
+        except (DecodeError, OSError):
+            given = np.tile(item.ours, (len(ways), 1))
+        rows.append(item.app.apart(given))
+    return dict(zip(ways, np.stack(rows, 1), strict=True))
+
+
+def mean_apart(asked: Sequence[Asked]) -> float:
+    """How far the answers are from ours, on average."""
+    return float(np.mean([item.apart for item in asked]))
+
+
+def order_of(asked: Sequence[Asked], classes: int) -> tuple[int, ...]:
+    """The model's class that the app takes each of its own for; empty where that is itself, or cannot be told."""
+    seen = np.zeros((classes, classes), int)  # app's class, ours
+    for item in asked:
+        seen[item.app.label, item.ours.argmax()] += 1
+    told = seen.max(1) > CLEARLY * seen.sum(1)  # of classes that the app never answered, nothing
+    order = np.where(told, seen.argmax(1), -1)
+    unused = [label for label in range(classes) if label not in order]
+    if len(unused) != (~told).sum():  # two classes are taken for the same one
+        return ()
+    order[~told] = unused
+    return () if (order == np.arange(classes)).all() else tuple(order.tolist())
