@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def located(told: Sequence[AppAnswer], answers: Path, images: Path | None) -> li
     for answer in told:
         path = answer.path.replace("\\", "/")
         places = below.get(longest_end(path, below), []) if images else [Path(path), answers.parent / path]
-        places = [place for place in places if place.is_file()]
+        places = [place for place in places if os.path.isfile(place)]  # also of text that can be no path
         if images and len(places) > 1:
             raise UserError(
                 f"{answers}: '{answer.path}' can be {places[0]} or {places[1]}; write more of its path, or rename one."

@@ -106,11 +106,12 @@ def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             header = lines.readline()
             lines.seek(0)
             reader = csv.DictReader(lines, delimiter=max(DELIMITERS, key=header.count), restval="")
+            columns = list(reader.fieldnames or ())
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{file} cannot be read ({reason}); give a CSV file in UTF-8: {FORM}.") from error
-    return list(reader.fieldnames or ()), rows
+    return columns, rows
 
 
 def one_of(columns: Sequence[str], names: Sequence[str]) -> str | None:

@@ -15,8 +15,8 @@ from effnet_lit.deploy.mistakes import Preparation, usual_mistakes
 from effnet_lit.deploy.preparation import answers
 from effnet_lit.model.modelfile import ImageClassifier
 
-KEPT = (1, 99, 3)  # of explanations with none, one, two mistakes, best first: those to which one more is added
-MANY, SKIMMED_ON = 24, 8  # of more explanations than that, those are tried that are best on so many images
+KEPT = (1, 8, 3)  # of explanations with none, one, two mistakes, best first: those to which one more is added
+MANY, SKIMMED_ON = 40, 6  # of more explanations than that, those are tried that are best on so many images
 TRIED_ON, CHECKED_ON = 24, 72  # images: those that choose an explanation, others that tell how much it explains
 EXPLAINS = 0.7  # of the difference, at least; below that nothing is said
 ENOUGH = 0.99  # of it: no further mistakes are looked for
