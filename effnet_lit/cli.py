@@ -167,11 +167,12 @@ def compare(
     model: ModelPath,
     answers: Annotated[Path, typer.Argument(help="CSV file: path and class, or path and a column for every class")],
     images: Annotated[Path | None, typer.Option(help="folder that holds the images, where paths do not say")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to write: images as the app seems to give them")] = None,
 ) -> None:
     """Say whether an app answers as predict does, and if not, which usual mistake it makes."""
     from effnet_lit.compare_command import compare_answers
 
-    if not compare_answers(model, answers, images):
+    if not compare_answers(model, answers, images, picture):
         raise typer.Exit(1)
 
 

@@ -17,6 +17,7 @@ from effnet_lit.commands import typed
 from effnet_lit.config import UserError
 from effnet_lit.deploy.app_answers import AppAnswer, read_answers
 from effnet_lit.deploy.compare import SAME, Asked, Cause, find_cause, mean_apart
+from effnet_lit.deploy.compare_sheet import write_compare_sheet
 from effnet_lit.deploy.mistakes import MISTAKES, Preparation, instead
 from effnet_lit.deploy.predict import find_images, predict
 from effnet_lit.model.modelfile import Header, ImageClassifier, load_model
@@ -33,15 +34,18 @@ DONE_BY_EXPORT = ("shape", "size", "resample", "layout", "values", "output")  # 
 T = TypeVar("T")
 
 
-def compare_answers(model: Path, answers: Path, images: Path | None) -> bool:
+def compare_answers(model: Path, answers: Path, images: Path | None, picture: Path | None) -> bool:
     """Print how an app's answers differ from those of ``effnet predict``, and why; returns whether they are the same.
 
     Args:
         images: a folder below which the files lie; otherwise paths start here or beside ``answers``.
+        picture: a PNG that is written where a cause is found.
 
     Raises:
         UserError: no such model, file or images, or none that can be read.
     """
+    if picture is not None:
+        must_be_new(picture)
     keep_freed_memory()
     classifier = load_model(model)
     told, logits = read_answers(answers, classifier.header.class_names)
@@ -62,6 +66,8 @@ def compare_answers(model: Path, answers: Path, images: Path | None) -> bool:
         return False
     cause = find_cause(classifier, asked, lambda items, doing: shown(items, len(items), doing))
     print(sentences(cause, classifier.header, model))
+    if picture is not None and cause is not None:
+        write_picture(picture, classifier, asked, cause.ways[0])
     return False
 
 
@@ -139,6 +145,31 @@ def difference(asked: Sequence[Asked], class_names: Sequence[str]) -> str:
         line = f"another class on {len(other):,} ({len(other) / len(asked):.1%}), such as {other[0].app.path}: "
         line += f"{app}, from effnet predict {ours}"
     return line if asked[0].app.class_only else f"{line}; probabilities {mean_apart(asked):.2g} apart on average"
+
+
+def must_be_new(picture: Path) -> None:
+    """Nothing is written over.
+
+    Raises:
+        UserError: the path is taken, or no place for a PNG.
+    """
+    if picture.suffix.lower() != ".png" or not picture.parent.is_dir():
+        raise UserError(f"--picture {picture} is no name for a PNG in a folder that is there; try --picture app.png")
+    if picture.exists():
+        raise UserError(f"{picture} is there already; give another name with --picture.")
+
+
+def write_picture(picture: Path, classifier: ImageClassifier, asked: Sequence[Asked], way: Preparation) -> None:
+    """Images as the app seems to give them.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        write_compare_sheet(picture, classifier, asked, way)
+    except OSError as error:
+        raise UserError(f"{picture} cannot be written ({error.strerror}); give another with --picture.") from error
+    print(f"Picture  {picture}")
 
 
 def sentences(cause: Cause | None, header: Header, model: Path) -> str:

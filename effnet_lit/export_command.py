@@ -75,6 +75,7 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
     )
     print(USE.format(path=str(target)))
     print(f"Serve    {typed('effnet serve', target)}")
+    print(f"Compare  {typed('effnet compare', model, 'app.csv')}, once an app has written path,class there")
 
 
 def must_agree(found: Agreement, small: bool) -> None:

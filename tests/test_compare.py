@@ -11,6 +11,7 @@ import numpy as np
 import photos
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 from typer.testing import CliRunner
 
@@ -124,6 +125,18 @@ def test_a_mistake_is_named(model: Path, files: list[Path], tmp_path: Path, name
     assert code == 1 and "Instead  " in output
     assert all(MISTAKES[mistake].says in cause for mistake in one.mistakes), output
     assert cause.count(", and ") == len(one.mistakes) - 1
+
+
+def test_a_picture_shows_what_the_app_seems_to_give(model: Path, files: list[Path], tmp_path: Path) -> None:
+    given = probabilities_of(ONE["blue first"], load_model(model), [path.read_bytes() for path in files])
+    app_file, target = written(tmp_path / "app.csv", files, NAMES, given), tmp_path / "app.png"
+    assert f"Picture  {target}" in compared(model, app_file, "--picture", str(target))[1]
+    upper, lower = (np.asarray(Image.open(target))[top : top + 192, 24:216] for top in (84, 84 + 192 + 84))
+    assert upper.std() > 20 and (upper[:, :, ::-1] == lower).all()
+    before = target.read_bytes()
+    code, output = compared(model, app_file, "--picture", str(target))
+    assert code == 2 and "is there already" in output and target.read_bytes() == before
+    assert compared(model, app_file, "--picture", str(tmp_path / "none" / "app.png"))[0] == 2
 
 
 @pytest.mark.parametrize("columns", [["class"], ["class", "probability"]])
