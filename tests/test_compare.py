@@ -97,7 +97,7 @@ def compared(model: Path, given: Path, *options: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-@pytest.mark.parametrize("form", ["predict --csv", "percent", "logits", "names", "numbers"])
+@pytest.mark.parametrize("form", ["predict --csv", "percent", "logits", "names", "numbers", "semicolons"])
 def test_the_same_answers_are_called_the_same(model: Path, files: list[Path], tmp_path: Path, form: str) -> None:
     given = answered(load_model(model), [path.read_bytes() for path in files])
     labels = given.argmax(1)
@@ -106,6 +106,10 @@ def test_the_same_answers_are_called_the_same(model: Path, files: list[Path], tm
         target.write_text(CliRunner().invoke(app, ["predict", str(model), *map(str, files), "--csv"]).stdout)
     elif form == "names":
         written(target, files, ["Label"], [[NAMES[label]] for label in labels])
+    elif form == "semicolons":  # and commas in numbers, in percent
+        rows = zip(files, given, strict=True)
+        lines = [f"{path};{NAMES[row.argmax()]};" + f"{100 * row.max():.2f}".replace(".", ",") for path, row in rows]
+        target.write_text("\n".join(["\ufeffFile;Class;Score", *lines]), encoding="utf-8")
     elif form == "numbers":
         written(target, files, ["class", "confidence"], [[label, given[i, label]] for i, label in enumerate(labels)])
     else:
@@ -226,6 +230,8 @@ def test_files_are_found_by_the_end_of_their_paths(model: Path, files: list[Path
         ("path,class\na.jpg,4\n", "'4' is no class"),
         ("path,class,score\na.jpg,bee,high\n", "line 2: 'high' is no probability"),
         ("path,bee,cat,dog,elk\na.jpg,1,0,nan,0\n", "'nan' is no probability"),
+        ("path,class,score\na.jpg,bee,9\nb.jpg,bee,200\n", "line 3: 200 is no probability"),
+        ("path,class,score\na.jpg,bee,-0.5\n", "line 2: -0.5 is no probability"),
         ("path,class\na.jpg,\n", "holds no answers"),
         ("path,class\nnowhere.jpg,bee\n", "None of the 1 images"),
     ],

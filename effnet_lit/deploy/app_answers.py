@@ -16,6 +16,7 @@ PATHS = COLUMNS["path"]
 LABELS = (*COLUMNS["label"], "answer", "prediction", "predicted")
 PROBABILITIES = ("probability", "confidence", "score")
 WHOLE, PERCENT, SLACK = 1.0, 100.0, 0.1  # what probabilities sum up to; digits that were cut off make it less
+NUMBER = "give a number from 0 to 1"
 FORM = "it needs a column path, and either a column for every class or a column class"
 
 
@@ -85,14 +86,16 @@ def told_classes(
         lacking = next(name for name in class_names if name not in columns)
         raise UserError(f"{file} has neither a column '{lacking}' nor a column class; {FORM}.")
     known = {str(i): i for i in range(len(class_names))} | {name: i for i, name in enumerate(class_names)}
-    for line, row in rows:
-        if not row[label]:
-            continue
+    rows = [(line, row) for line, row in rows if row[label]]
+    chances = [number(file, line, row[probability]) if probability and row[probability] else None for line, row in rows]
+    whole = PERCENT if any(chance is not None and chance > WHOLE for chance in chances) else WHOLE
+    for (line, row), chance in zip(rows, chances, strict=True):
         if row[label] not in known:
             told = ", ".join(class_names[:20])
             raise UserError(f"{file}, line {line}: '{row[label]}' is no class of this model; they are: {told}.")
-        chance = number(file, line, row[probability]) if probability and row[probability] else None
-        yield AppAnswer(row[path], known[row[label]], chance)
+        if chance is not None and not 0 <= chance <= whole:
+            raise UserError(f"{file}, line {line}: {chance:g} is no probability; {NUMBER}.")
+        yield AppAnswer(row[path], known[row[label]], None if chance is None else chance / whole)
 
 
 def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -126,11 +129,11 @@ def number(file: Path, line: int, text: str) -> float:
         UserError: the text is none.
     """
     try:
-        value = float(text)
+        value = float(text.replace(",", "."))  # as many countries write it
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        raise UserError(f"{file}, line {line}: '{text}' is no probability; give a number from 0 to 1.")
+        raise UserError(f"{file}, line {line}: '{text}' is no probability; {NUMBER}.")
     return value
 
 
