@@ -18,6 +18,7 @@ PROBABILITIES = ("probability", "confidence", "score")
 WHOLE, PERCENT, SLACK = 1.0, 100.0, 0.1  # what probabilities sum up to; digits that were cut off make it less
 NUMBER = "give a number from 0 to 1"
 FORM = "it needs a column path, and either a column for every class or a column class"
+Row = tuple[int, dict[str, str]]  # number of the line, values by column
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,31 @@ def read_answers(file: Path, class_names: Sequence[str]) -> tuple[list[AppAnswer
     path = one_of(columns, PATHS)
     if path is None:
         raise UserError(f"{file} has no column path; {FORM}.")
-    if all(name in columns for name in class_names):
-        rows = [(line, row) for line, row in rows if any(row[name] for name in class_names)]
-        values = np.array([[number(file, line, row[name]) for name in class_names] for line, row in rows])
-        shares = as_shares(values) if rows else values
-        answers = [
-            AppAnswer(row[path], int(given.argmax()), probabilities=given)
-            for (_, row), given in zip(rows, shares if shares is not None else softmax(values), strict=True)
-        ]
+    if set(class_names) <= set(columns):
+        answers, logits = told_probabilities(file, rows, path, class_names)
     else:
-        shares, answers = True, list(told_classes(file, columns, rows, path, class_names))
+        answers, logits = list(told_classes(file, columns, rows, path, class_names)), False
     if not answers:
         raise UserError(f"{file} holds no answers; {FORM}.")
+    return answers, logits
+
+
+def told_probabilities(
+    file: Path, rows: Sequence[Row], path: str, class_names: Sequence[str]
+) -> tuple[list[AppAnswer], bool]:
+    """Of a file that has a column for every class; as ``read_answers``."""
+    rows = [(line, row) for line, row in rows if any(row[name] for name in class_names)]
+    if not rows:
+        return [], False
+    values = np.array([[number(file, line, row[name]) for name in class_names] for line, row in rows])
+    shares = as_shares(values)
+    each = softmax(values) if shares is None else shares
+    answers = [AppAnswer(row[path], int(one.argmax()), None, one) for (_, row), one in zip(rows, each, strict=True)]
     return answers, shares is None
 
 
 def told_classes(
-    file: Path,
-    columns: Sequence[str],
-    rows: Sequence[tuple[int, dict[str, str]]],
-    path: str,
-    class_names: Sequence[str],
+    file: Path, columns: Sequence[str], rows: Sequence[Row], path: str, class_names: Sequence[str]
 ) -> Iterator[AppAnswer]:
     """Of a file that tells one class an image, by its name or its number, and perhaps that one's probability.
 
@@ -98,8 +103,8 @@ def told_classes(
         yield AppAnswer(row[path], known[row[label]], None if chance is None else chance / whole)
 
 
-def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Names of columns, and (line number, row) of every line; a row that ends early has empty values.
+def read_rows(file: Path) -> tuple[list[str], list[Row]]:
+    """Names of columns, and every line; a row that ends early has empty values.
 
     Raises:
         UserError: the file cannot be read.
