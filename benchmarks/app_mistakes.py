@@ -23,7 +23,7 @@ from benchmarks.accuracy import load
 from benchmarks.apps import ANOTHER_MODEL, ONE, OTHER, SEVERAL, App, Told
 from benchmarks.timing import machine
 from effnet_lit import load_model
-from effnet_lit.compare_command import FEWEST_OTHER
+from effnet_lit.compare_command import FEWEST_OTHER, MOST_TOLD
 from effnet_lit.data.decode import EXIF_ORIENTATION, decode
 from effnet_lit.deploy.app_answers import AppAnswer
 from effnet_lit.deploy.compare import SAME, Asked, find_cause, mean_apart
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = photographs(run, options.images)
         ours = answered(classifier, files)
         rows = []
-        for group, name, app in ((group, name, app) for group, apps in GROUPS.items() for name, app in apps.items()):
+        apps = [(group, name, app) for group in options.groups for name, app in GROUPS[group].items()]
+        for group, name, app in apps:
             if absent(app, classifier):
                 continue
             given = probabilities_of(app, classifier, files)
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     of.add_argument("runs", type=Path, nargs="*", help="run folders whose images are still there; none = the table")
     of.add_argument("--images", type=int, default=200, help="held-out photographs of each run, at most")
     of.add_argument("--told", nargs="*", choices=TOLD, default=TOLD, help="what the apps tell")
+    of.add_argument("--groups", nargs="*", choices=GROUPS, default=list(GROUPS), help="kinds of apps")
     of.add_argument("--output", type=Path, default=RESULTS)
     return of
 
@@ -140,9 +142,10 @@ def verdict(
     start = time.perf_counter()
     cause = find_cause(classifier, asked, lambda items, doing: items)
     found["seconds"] = round(time.perf_counter() - start, 1)
-    if cause is None:
+    few = cause is not None and len(cause.ways) <= MOST_TOLD
+    if cause is None or not (few or cause.common):
         return found | {"verdict": "nothing said"}
-    said = [frozenset(way.mistakes) for way in cause.ways]
+    said = [frozenset(way.mistakes) for way in cause.ways] if few else [frozenset(cause.common)]
     right = "named" if app.mistakes in said else "in part" if said[0] and said[0] < app.mistakes else "wrong"
     return found | {"verdict": right, "said": [sorted(map(list, way)) for way in said], "explained": cause.explained}
 

@@ -27,9 +27,12 @@ FEWEST_OTHER = 10  # images with another class, where an app tells classes only:
 UNKNOWN = """\
 Cause    none of the usual mistakes, alone or together, makes this model answer so
 Look at  whether the app has this model file, and gets the same images: not compressed, cut or filtered before"""
+UNDECIDED = """\
+{what} one of {count} mistakes that these answers do not tell apart; let the app write more images, or probabilities"""
 OPENING = """\
 Cause    none in the app: effnet predict itself opens very large JPEGs at a reduced scale, puts transparent images on
          white, and takes the upper 8 of 16 bits"""
+MOST_TOLD = 3  # explanations that fit about equally well
 DONE_BY_EXPORT = ("shape", "size", "resample", "layout", "values", "output")  # steps that stand in its file
 T = TypeVar("T")
 
@@ -177,20 +180,23 @@ def sentences(cause: Cause | None, header: Header, model: Path) -> str:
     if cause is None:
         return UNKNOWN
     first, *others = cause.ways
+    mistakes = dict.fromkeys(mistake for way in cause.ways for mistake in way.mistakes)
     if not first.mistakes:
         return OPENING
-    lines = [f"Cause    the app {what_it_does(first)}"]
-    lines += [f"Or       the app {what_it_does(way)}" for way in others]
+    if len(others) < MOST_TOLD:
+        lines = [f"Cause    the app {what_it_does(first.mistakes)}"]
+        lines += [f"Or       the app {what_it_does(way.mistakes)}" for way in others]
+    else:
+        mistakes = dict.fromkeys(cause.common)
+        lines = [f"Cause    the app {what_it_does(cause.common)}"] if mistakes else []
+        lines += [UNDECIDED.format(what="And     " if mistakes else "Cause   ", count=len(cause.ways))]
     lines += [f"Evident  that makes {cause.explained:.0%} of the difference on {cause.images} images"]
-    mistakes = dict.fromkeys(mistake for way in cause.ways for mistake in way.mistakes)
     lines += [f"Instead  {text}" for text in dict.fromkeys(instead(mistake, header) for mistake in mistakes)]
     if any(step in DONE_BY_EXPORT for step, _ in mistakes):
-        lines += [
-            f"Easiest  {typed('effnet export', model)}: its file takes whole photographs of 0 to 255, and does it right"
-        ]
+        lines += [f"Easiest  {typed('effnet export', model)}: its file takes whole photographs, and does all of that"]
     return "\n".join(lines)
 
 
-def what_it_does(way: Preparation) -> str:
-    """Its mistakes, in the order of its steps."""
-    return ", and ".join(MISTAKES[mistake].says for mistake in way.mistakes)
+def what_it_does(mistakes: Iterable[tuple[str, str]]) -> str:
+    """In the order of an app's steps."""
+    return ", and ".join(MISTAKES[mistake].says for mistake in mistakes)

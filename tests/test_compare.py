@@ -31,7 +31,7 @@ NAMES = ["bee", "cat", "dog", "elk"]
 QUICKLY = (  # the others in benchmarks.app_mistakes
     "blue first",
     "not turned by EXIF",
-    "OpenCV, linear",
+    "OpenCV, nearest",
     "short side x 8/7 bicubic, middle",
     "size of training",
     "ImageNet's mean and std",

@@ -13,20 +13,21 @@ from effnet_lit.data.decode import DecodeError
 from effnet_lit.deploy.app_answers import AppAnswer
 from effnet_lit.deploy.mistakes import Preparation, usual_mistakes
 from effnet_lit.deploy.preparation import answers
-from effnet_lit.model.modelfile import ImageClassifier
+from effnet_lit.model.modelfile import Header, ImageClassifier
 
 KEPT = (1, 8, 3)  # of explanations with none, one, two mistakes, best first: those to which one more is added
 MANY, SKIMMED_ON = 40, 6  # of more explanations than that, those are tried that are best on so many images
 TRIED_ON, CHECKED_ON = 24, 72  # images: those that choose an explanation, others that tell how much it explains
-EXPLAINS = 0.7  # of the difference, at least; below that nothing is said
+EXPLAINS = 0.9  # of the difference, at least; below that nothing is said
 ENOUGH = 0.99  # of it: no further mistakes are looked for
 HOPELESS = 0.2  # of it by two mistakes: a third is not tried
 WORTH = 0.5  # of what an explanation leaves must one with a further mistake explain
-SURELY = 2.0  # standard errors, by which another explanation must be worse; else it is told too
+SURELY, NOTABLY = 2.0, 0.0005  # standard errors, and distance, by which another explanation must be worse
 SAME = 0.002  # a mean difference below which nothing is left to explain
 CLEARLY = 0.6  # of the images of a class must be one other class, for the order of classes to be told
 
 Left = dict[Preparation, np.ndarray]  # of each explanation: how far it leaves the answers apart, for every image
+OneMore = Callable[[Preparation], Iterator[Preparation]]
 Progress = Callable[[Sequence["Asked"], str], Iterable["Asked"]]
 
 
@@ -56,13 +57,18 @@ class Cause(NamedTuple):
     explained: float
     images: int
 
+    @property
+    def common(self) -> list[tuple[str, str]]:
+        """The mistakes that all of the ways make."""
+        return [mistake for mistake in self.ways[0].mistakes if all(mistake in way.mistakes for way in self.ways)]
+
 
 def find_cause(classifier: ImageClassifier, asked: Sequence[Asked], progress: Progress) -> Cause | None:
     """The fewest usual mistakes with which this model answers as the app did; None where none do."""
     furthest = sorted(asked, key=lambda item: -item.apart)[: TRIED_ON + CHECKED_ON]
     tried_on = furthest[:: -(-len(furthest) // TRIED_ON)]
     checked_on = [item for item in furthest if all(item is not other for other in tried_on)] or tried_on
-    left = search(classifier, tried_on, order_of(asked, len(classifier.header.class_names)), progress)
+    left = search(classifier, tried_on, one_more_by(classifier.header, asked), progress)
     best = fewest(left)
     near = [way for way in left if len(way.mistakes) == len(best.mistakes) and as_good(left[way], left[best])]
     left = left_by(classifier, progress(checked_on, "checking it on other images"), near)
@@ -73,7 +79,7 @@ def find_cause(classifier: ImageClassifier, asked: Sequence[Asked], progress: Pr
     return Cause([way for way in ways if as_good(left[way], left[ways[0]])], explained, len(checked_on))
 
 
-def search(classifier: ImageClassifier, images: Sequence[Asked], order: tuple[int, ...], progress: Progress) -> Left:
+def search(classifier: ImageClassifier, images: Sequence[Asked], one_more: OneMore, progress: Progress) -> Left:
     """What is left of the difference, for explanations with more and more mistakes, until one leaves nearly nothing."""
     before, found, further = mean_apart(images), Left(), [Preparation()]
     for mistakes, kept in enumerate((*KEPT, 0)):
@@ -86,16 +92,22 @@ def search(classifier: ImageClassifier, images: Sequence[Asked], order: tuple[in
         least = min(left.mean() for left in found.values())
         if least <= max(SAME, (1 - ENOUGH) * before) or (mistakes == 2 and least > (1 - HOPELESS) * before):
             break
-        more = (way for base in ordered(new)[:kept] for way in one_more(base, classifier, order))
+        more = (way for base in ordered(new)[:kept] for way in one_more(base))
         further = list(dict.fromkeys(more))
     return found
 
 
-def one_more(way: Preparation, classifier: ImageClassifier, order: tuple[int, ...]) -> Iterator[Preparation]:
-    """The same with one more mistake."""
-    yield from usual_mistakes(way, classifier.header)
-    if order and not way.order:
-        yield replace(way, order=order)
+def one_more_by(header: Header, asked: Sequence[Asked]) -> OneMore:
+    """What gives the same explanation with one more mistake, of those that can show in these answers."""
+    order = order_of(asked, len(header.class_names))
+    without = "output" if all(item.app.class_only for item in asked) else ""  # changes no class
+
+    def one_more(way: Preparation) -> Iterator[Preparation]:
+        yield from usual_mistakes(way, header, without)
+        if order and not way.order:
+            yield replace(way, order=order)
+
+    return one_more
 
 
 def ordered(left: Left) -> list[Preparation]:
@@ -118,7 +130,7 @@ def fewest(left: Left) -> Preparation:
 def as_good(left: np.ndarray, best: np.ndarray) -> bool:
     """Whether an explanation could be no worse than the best one, by what both leave on the same images."""
     worse = left - best
-    return bool(worse.mean() <= SURELY * worse.std() / len(worse) ** 0.5)
+    return bool(worse.mean() <= max(NOTABLY, SURELY * worse.std() / len(worse) ** 0.5))
 
 
 def left_by(classifier: ImageClassifier, images: Iterable[Asked], ways: Sequence[Preparation]) -> Left:

@@ -130,8 +130,8 @@ def numbers(values: Sequence[float]) -> str:
     return f"{values[0]:g}" if len(set(values)) == 1 else str([float(f"{value:g}") for value in values])
 
 
-def usual_mistakes(way: Preparation, header: Header) -> Iterator[Preparation]:
-    """One more mistake, in each of the steps that are done right so far; without those that change nothing here."""
+def usual_mistakes(way: Preparation, header: Header, without: str = "") -> Iterator[Preparation]:
+    """One more mistake, in each of the steps that are done right so far but one; those that change nothing left out."""
     absent = {("shape", header.resize)}
     if header.image_size == header.eval_size or header.architecture.get("name") == "vit_b_16":  # takes one size only
         absent.add(("size", "trained"))
@@ -139,5 +139,5 @@ def usual_mistakes(way: Preparation, header: Header) -> Iterator[Preparation]:
     if header.calibration["temperature"] == 1:
         absent.add(("output", "uncalibrated"))
     for step, value in MISTAKES:
-        if step != "order" and (step, value) not in absent and getattr(way, step) == RIGHT:
+        if step not in ("order", without) and (step, value) not in absent and getattr(way, step) == RIGHT:
             yield replace(way, **{step: value})
