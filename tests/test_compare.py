@@ -158,6 +158,13 @@ def test_of_other_mistakes_nothing_is_said(model: Path, files: list[Path], tmp_p
     assert code == 1 and "none of the usual mistakes" in output and "Instead" not in output
 
 
+def test_a_single_other_answer_tells_nothing(model: Path, files: list[Path], tmp_path: Path) -> None:
+    given = answered(load_model(model), [path.read_bytes() for path in files])
+    given[7] = np.roll(given[7], 1)
+    code, output = compared(model, written(tmp_path / "app.csv", files, NAMES, given))
+    assert code == 1 and "another class on 1 (1.2%)" in output and "none of the usual mistakes" in output
+
+
 def test_too_few_other_classes_tell_nothing(model: Path, files: list[Path], tmp_path: Path) -> None:
     labels = answered(load_model(model), [path.read_bytes() for path in files]).argmax(1)
     labels[:3] = (labels[:3] + 1) % len(NAMES)

@@ -73,10 +73,11 @@ def find_cause(classifier: ImageClassifier, asked: Sequence[Asked], progress: Pr
     near = [way for way in left if len(way.mistakes) == len(best.mistakes) and as_good(left[way], left[best])]
     left = left_by(classifier, progress(checked_on, "checking it on other images"), near)
     ways = ordered(left)
-    explained = 1 - float(left[ways[0]].mean()) / mean_apart(checked_on)
-    if explained < EXPLAINS:
+    best_left, before = float(left[ways[0]].mean()), mean_apart(checked_on)
+    if best_left >= (1 - EXPLAINS) * before:
         return None
-    return Cause([way for way in ways if as_good(left[way], left[ways[0]])], explained, len(checked_on))
+    as_good_ones = [way for way in ways if as_good(left[way], left[ways[0]])]
+    return Cause(as_good_ones, 1 - best_left / before, len(checked_on))
 
 
 def search(classifier: ImageClassifier, images: Sequence[Asked], one_more: OneMore, progress: Progress) -> Left:
