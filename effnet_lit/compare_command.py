@@ -180,16 +180,16 @@ def sentences(cause: Cause | None, header: Header, model: Path) -> str:
     if cause is None:
         return UNKNOWN
     first, *others = cause.ways
-    mistakes = dict.fromkeys(mistake for way in cause.ways for mistake in way.mistakes)
     if not first.mistakes:
         return OPENING
+    mistakes = dict.fromkeys(mistake for way in cause.ways for mistake in way.mistakes)
     if len(others) < MOST_TOLD:
         lines = [f"Cause    the app {what_it_does(first.mistakes)}"]
         lines += [f"Or       the app {what_it_does(way.mistakes)}" for way in others]
     else:
-        mistakes = dict.fromkeys(cause.common)
-        lines = [f"Cause    the app {what_it_does(cause.common)}"] if mistakes else []
-        lines += [UNDECIDED.format(what="And     " if mistakes else "Cause   ", count=len(cause.ways))]
+        lines = [f"Cause    the app {what_it_does(cause.common)}"] if cause.common else []
+        lines += [UNDECIDED.format(what="And     " if lines else "Cause   ", count=len(cause.ways))]
+        mistakes = mistakes if len({MISTAKES[mistake].instead for mistake in mistakes}) == 1 else cause.common
     lines += [f"Evident  that makes {cause.explained:.0%} of the difference on {cause.images} images"]
     lines += [f"Instead  {text}" for text in dict.fromkeys(instead(mistake, header) for mistake in mistakes)]
     if any(step in DONE_BY_EXPORT for step, _ in mistakes):

@@ -49,11 +49,7 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
     if target.is_dir():
         target /= f"{source.stem}-small.onnx" if small else f"{source.stem}.onnx"
     export.must_be_free(target)
-    kind, files = ("images", files_of(check)) if check else ("held-out images", held_out(source.parent))
-    if small and not files:
-        raise UserError("--small is checked on photographs, and no held-out ones are here; give some with --check.")
-    if not files:
-        kind, files = "images of noise (no held-out photographs are here; --check takes others)", noise()
+    kind, files = compared_on(check, source.parent, small)
     keep_freed_memory()
     classifier, files = load_model(source), spaced(files)
     print("Export   half a minute, with large photographs a few ...", flush=True)
@@ -76,6 +72,20 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
     print(USE.format(path=str(target)))
     print(f"Serve    {typed('effnet serve', target)}")
     print(f"Compare  {typed('effnet compare', model, 'app.csv')}, once an app has written path,class there")
+
+
+def compared_on(check: Path | None, run: Path, small: bool) -> tuple[str, list[File]]:
+    """What kind of images the export is compared on, and these.
+
+    Raises:
+        UserError: there are no photographs, and ``small`` needs them.
+    """
+    kind, files = ("images", files_of(check)) if check else ("held-out images", held_out(run))
+    if files:
+        return kind, files
+    if small:
+        raise UserError("--small is checked on photographs, and no held-out ones are here; give some with --check.")
+    return "images of noise (no held-out photographs are here; --check takes others)", noise()
 
 
 def must_agree(found: Agreement, small: bool) -> None:

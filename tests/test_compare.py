@@ -19,10 +19,11 @@ from benchmarks.app_mistakes import answered, on_its_side, probabilities_of
 from benchmarks.apps import ONE, OTHER, SEVERAL
 from effnet_lit import load_model
 from effnet_lit.cli import app
+from effnet_lit.compare_command import sentences
 from effnet_lit.data.decode import RESIZE_RULES, decode, fit_square
 from effnet_lit.deploy.app_answers import AppAnswer
-from effnet_lit.deploy.compare import Asked, order_of
-from effnet_lit.deploy.mistakes import MISTAKES, RIGHT, instead
+from effnet_lit.deploy.compare import Asked, Cause, order_of
+from effnet_lit.deploy.mistakes import MISTAKES, RIGHT, Preparation, instead
 from effnet_lit.deploy.preparation import RESAMPLE, square
 from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
 from effnet_lit.model.zoo import create_model, last_layer
@@ -163,6 +164,23 @@ def test_a_single_other_answer_tells_nothing(model: Path, files: list[Path], tmp
     given[7] = np.roll(given[7], 1)
     code, output = compared(model, written(tmp_path / "app.csv", files, NAMES, given))
     assert code == 1 and "another class on 1 (1.2%)" in output and "none of the usual mistakes" in output
+
+
+def test_what_answers_cannot_tell_is_not_told() -> None:
+    def ways(*given: dict[str, str]) -> Cause:
+        return Cause([Preparation(**one) for one in given], 0.95, 50)
+
+    header = Header({}, NAMES, 224, 256, [0.5] * 3, [0.5] * 3)
+    alike = ways(*({"values": value} for value in ("bytes", "undivided", "divided_twice", "cut")))
+    told = sentences(alike, header, Path("run"))
+    assert told.startswith("Cause    one of 4 mistakes that these answers do not tell apart")
+    assert told.count("Instead") == 1 and "(values / 255 - 0.5) / 0.5" in told  # for all four of them
+    resizing = ({"channels": "bgr", "resample": value} for value in ("area", "lanczos", "nearest"))
+    told = sentences(ways(*resizing, {"channels": "bgr", "turn": "half"}), header, Path("run"))
+    assert told.startswith(f"Cause    the app {MISTAKES['channels', 'bgr'].says}\nAnd      one of 4 mistakes")
+    assert told.count("Instead") == 1 and "COLOR_BGR2RGB" in told and "Easiest" not in told
+    told = sentences(ways({"turn": "half"}, {"turn": "mirror"}), header, Path("run"))
+    assert f"Or       the app {MISTAKES['turn', 'mirror'].says}\n" in told
 
 
 def test_too_few_other_classes_tell_nothing(model: Path, files: list[Path], tmp_path: Path) -> None:
