@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.accuracy import load
-from benchmarks.apps import ANOTHER_MODEL, ONE, OTHER, SEVERAL, App, Told
+from benchmarks.apps import ANOTHER_MODEL, ONE, OTHER, SEVERAL, App, Mistakes, Told
 from benchmarks.timing import machine
 from effnet_lit import load_model
 from effnet_lit.compare_command import FEWEST_OTHER, MOST_TOLD
@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "app_mistakes.json"
 TOLD = ("probabilities", "class and probability", "class")
 DIGITS = 4  # after the point, of probabilities that an app writes down
 GROUPS = {"one mistake": ONE, "several": SEVERAL, "none on the list": OTHER}
-VERDICTS = ("named", "in part", "wrong", "nothing said", "too little to see")
+VERDICTS = ("named", "one of 2 or 3", "in part", "undecided", "nothing said", "too little to see", "wrong")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,12 +142,23 @@ def verdict(
     start = time.perf_counter()
     cause = find_cause(classifier, asked, lambda items, doing: items)
     found["seconds"] = round(time.perf_counter() - start, 1)
-    few = cause is not None and len(cause.ways) <= MOST_TOLD
-    if cause is None or not (few or cause.common):
+    if cause is None:
         return found | {"verdict": "nothing said"}
-    said = [frozenset(way.mistakes) for way in cause.ways] if few else [frozenset(cause.common)]
-    right = "named" if app.mistakes in said else "in part" if said[0] and said[0] < app.mistakes else "wrong"
-    return found | {"verdict": right, "said": [sorted(map(list, way)) for way in said], "explained": cause.explained}
+    said = [frozenset(way.mistakes) for way in cause.ways]
+    found |= {"said": [sorted(map(list, way)) for way in said[:MOST_TOLD]], "as good": len(said)}
+    return found | {"verdict": judged(said, frozenset(cause.common), app.mistakes), "explained": cause.explained}
+
+
+def judged(said: Sequence[Mistakes], common: Mistakes, planted: Mistakes) -> str:
+    """Whether what is told is right."""
+    if len(said) > MOST_TOLD:
+        right = common <= planted and bool(planted)
+        return "wrong" if not right else "in part" if common else "undecided"
+    if said[0] == planted:
+        return "named" if len(said) == 1 else "one of 2 or 3"
+    if planted in said:
+        return "one of 2 or 3"
+    return "in part" if said[0] and said[0] < planted else "wrong"
 
 
 def app_answer(probabilities: np.ndarray, told: str) -> AppAnswer:

@@ -28,7 +28,7 @@ UNKNOWN = """\
 Cause    none of the usual mistakes, alone or together, makes this model answer so
 Look at  whether the app has this model file, and gets the same images: not compressed, cut or filtered before"""
 UNDECIDED = """\
-{what} one of {count} mistakes that these answers do not tell apart; let the app write more images, or probabilities"""
+{what} one of {count} mistakes that these answers do not tell apart; more images would, and every probability"""
 OPENING = """\
 Cause    none in the app: effnet predict itself opens very large JPEGs at a reduced scale, puts transparent images on
          white, and takes the upper 8 of 16 bits"""
@@ -51,20 +51,20 @@ def compare_answers(model: Path, answers: Path, images: Path | None, picture: Pa
         must_be_new(picture)
     keep_freed_memory()
     classifier = load_model(model)
-    told, logits = read_answers(answers, classifier.header.class_names)
-    found = located(told, answers, images)
+    told = read_answers(answers, classifier.header)
+    found = located(told.answers, answers, images)
     asked = ask_ourselves(classifier, found)
     if not asked:
         raise UserError(f"None of the images in {answers} can be read; run effnet predict on one of them to see why.")
-    print(f"Images   {counted(len(asked), len(found), len(told))}")
+    print(f"Images   {counted(len(asked), len(found), len(told.answers))}")
     print(f"Answers  {difference(asked, classifier.header.class_names)}")
-    if logits:
-        print("Note     the numbers are neither probabilities nor percent, and were taken for logits")
+    if told.note:
+        print(f"Note     {told.note}")
     other = sum(item.other for item in asked)
-    if not other and mean_apart(asked) < SAME:
+    if not other and mean_apart(asked) < SAME + told.rounding:
         print("Same     the app answers as effnet predict does")
         return True
-    if asked[0].app.class_only and other < FEWEST_OTHER:
+    if all(item.app.class_only for item in asked) and other < FEWEST_OTHER:
         print("Cause    not looked for: so few other classes tell too little; let the app write probabilities as well")
         return False
     cause = find_cause(classifier, asked, lambda items, doing: shown(items, len(items), doing))
@@ -147,7 +147,7 @@ def difference(asked: Sequence[Asked], class_names: Sequence[str]) -> str:
         app, ours = class_names[other[0].app.label], class_names[int(other[0].ours.argmax())]
         line = f"another class on {len(other):,} ({len(other) / len(asked):.1%}), such as {other[0].app.path}: "
         line += f"{app}, from effnet predict {ours}"
-    return line if asked[0].app.class_only else f"{line}; probabilities {mean_apart(asked):.2g} apart on average"
+    return line if asked[0].app.class_only else f"{line}; probabilities {mean_apart(asked):.4f} apart on average"
 
 
 def must_be_new(picture: Path) -> None:
@@ -190,7 +190,7 @@ def sentences(cause: Cause | None, header: Header, model: Path) -> str:
         lines = [f"Cause    the app {what_it_does(cause.common)}"] if cause.common else []
         lines += [UNDECIDED.format(what="And     " if lines else "Cause   ", count=len(cause.ways))]
         mistakes = mistakes if len({MISTAKES[mistake].instead for mistake in mistakes}) == 1 else cause.common
-    lines += [f"Evident  that makes {cause.explained:.0%} of the difference on {cause.images} images"]
+    lines += [f"Checked  made here, this takes away {cause.explained:.0%} of the difference, on {cause.images} images"]
     lines += [f"Instead  {text}" for text in dict.fromkeys(instead(mistake, header) for mistake in mistakes)]
     if any(step in DONE_BY_EXPORT for step, _ in mistakes):
         lines += [f"Easiest  {typed('effnet export', model)}: its file takes whole photographs, and does all of that"]

@@ -11,6 +11,8 @@ import numpy as np
 import photos
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 from typer.testing import CliRunner
@@ -21,7 +23,7 @@ from effnet_lit import load_model
 from effnet_lit.cli import app
 from effnet_lit.compare_command import sentences
 from effnet_lit.data.decode import RESIZE_RULES, decode, fit_square
-from effnet_lit.deploy.app_answers import AppAnswer
+from effnet_lit.deploy.app_answers import AppAnswer, read_answers
 from effnet_lit.deploy.compare import Asked, Cause, order_of
 from effnet_lit.deploy.mistakes import MISTAKES, RIGHT, Preparation, instead
 from effnet_lit.deploy.preparation import RESAMPLE, square
@@ -93,12 +95,18 @@ def written(target: Path, paths: list[Path], columns: list[str], values: Any) ->
     return target
 
 
+def logits_of(classifier: ImageClassifier, files: list[Path]) -> list[list[float]]:
+    header = classifier.header
+    images = np.stack([decode(path, header.eval_size, header.resize) for path in files])
+    return classifier.logits(torch.from_numpy(images)).tolist()
+
+
 def compared(model: Path, given: Path, *options: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["compare", str(model), str(given), *options])
     return done.exit_code, done.output
 
 
-@pytest.mark.parametrize("form", ["predict --csv", "percent", "logits", "names", "numbers", "semicolons"])
+@pytest.mark.parametrize("form", ["predict --csv", "percent", "digits", "logits", "names", "numbers", "semicolons"])
 def test_the_same_answers_are_called_the_same(model: Path, files: list[Path], tmp_path: Path, form: str) -> None:
     given = answered(load_model(model), [path.read_bytes() for path in files])
     labels = given.argmax(1)
@@ -114,11 +122,13 @@ def test_the_same_answers_are_called_the_same(model: Path, files: list[Path], tm
     elif form == "numbers":
         written(target, files, ["class", "confidence"], [[label, given[i, label]] for i, label in enumerate(labels)])
     else:
-        values = 100 * given.round(3) if form == "percent" else np.log(given + 1e-9) + 5
+        values = (100 * given).round(0 if form == "percent" else 2).tolist()
+        if form == "logits":
+            values = logits_of(load_model(model), files)
         written(target, files, [*NAMES, "more"], [[*row, "x"] for row in values])
     code, output = compared(model, target)
     assert code == 0 and "80 compared\n" in output and "the class of effnet predict on all" in output
-    assert ("taken for logits" in output) == (form == "logits")
+    assert ("(logits)" in output) == (form == "logits") and ("for numbers" in output) == (form == "numbers")
 
 
 @pytest.mark.parametrize("name", QUICKLY)
@@ -225,11 +235,35 @@ def test_an_order_of_classes_is_told_where_it_is_clear() -> None:
     def asked(*pairs: tuple[int, int]) -> list[Asked]:
         return [Asked(AppAnswer("", app), np.eye(4)[ours], bytes) for app, ours in pairs]
 
-    swapped = asked((0, 1), (0, 1), (1, 0), (1, 0), (2, 2))
-    assert order_of(swapped, 4) == (1, 0, 2, 3)  # of the class that was never answered: the one left over
-    assert order_of(asked((0, 0), (1, 1), (2, 2), (3, 3)), 4) == ()
-    assert order_of(asked((0, 1), (0, 1), (1, 1), (1, 1)), 4) == ()  # two for the same one
-    assert order_of(asked((0, 1), (0, 0), (1, 2), (1, 3)), 4) == ()  # none is clear
+    assert order_of(asked(*[(0, 1), (1, 0), (2, 2)] * 3), 4) == (1, 0, 2, 3)  # never answered: what is left
+    assert order_of(asked(*[(0, 1), (1, 0)] * 3, (2, 3)), 4) == (1, 0, 3, 2)  # what it seems to be
+    assert order_of(asked(*[(0, 1), (1, 0), (2, 2)] * 2), 4) == ()  # too few
+    assert order_of(asked(*[(0, 0), (1, 1), (2, 2), (3, 3)] * 3), 4) == ()
+    assert order_of(asked(*[(0, 1), (1, 1)] * 3), 4) == ()  # two for the same one
+    assert order_of(asked(*[(0, 1), (0, 0), (1, 2), (1, 3)] * 3), 4) == ()  # none is clear
+
+
+@given(st.integers(2, 60), st.integers(12, 120), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_an_order_that_fits_by_chance_does_not_fit_other_images(classes: int, images: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, (images, 2))
+    some = [Asked(AppAnswer("", app), np.eye(classes)[ours], bytes) for app, ours in labels.tolist()]
+    order = order_of(some, classes)
+    others = random.integers(0, classes, (200, 2))
+    assert not order or np.mean(np.array(order)[others[:, 0]] == others[:, 1]) < 0.9
+
+
+def test_a_true_class_beside_the_answer_is_not_taken_for_it(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "app.csv").write_text(" path , label,prediction\n\na.jpg,bee, cat\n")
+    (answer,) = read_answers(tmp_path / "app.csv", load_model(model).header).answers
+    assert (answer.path, NAMES[answer.label]) == ("a.jpg", "cat")
+
+
+def test_a_probability_of_slightly_more_than_one_is_one(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "app.csv").write_text("path,class,probability\na.jpg,bee,1.0000001\nb.jpg,bee,0.8\n")
+    answers = read_answers(tmp_path / "app.csv", load_model(model).header).answers
+    assert [answer.probability for answer in answers] == [1, 0.8]
 
 
 def test_files_are_found_by_the_end_of_their_paths(model: Path, files: list[Path], tmp_path: Path) -> None:
@@ -256,6 +290,9 @@ def test_files_are_found_by_the_end_of_their_paths(model: Path, files: list[Path
         ("path,class,score\na.jpg,bee,high\n", "line 2: 'high' is no probability"),
         ("path,bee,cat,dog,elk\na.jpg,1,0,nan,0\n", "'nan' is no probability"),
         ("path,class,score\na.jpg,bee,9\nb.jpg,bee,200\n", "line 3: 200 is no probability"),
+        ("path,class\na.jpg,bee\na.jpg,cat\n", "two answers for a.jpg"),
+        ("path,class,score\na.jpg,bee,0,95\n", "line 2 has 4 values for 3 columns"),
+        ("path,class\na.jpg,bee\nb.jpg,1\n", "line 3: '1' is no class"),
         ("path,class,score\na.jpg,bee,-0.5\n", "line 2: -0.5 is no probability"),
         ("path,class\na.jpg,\n", "holds no answers"),
         ("path,class\nnowhere.jpg,bee\n", "None of the 1 images"),

@@ -9,23 +9,20 @@ with ``data.group``. The delimiter is a comma, semicolon or tab; column names ma
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
-from itertools import chain, repeat
 from pathlib import Path
 
 from effnet_lit.config import UserError
 from effnet_lit.data.folder import SPLIT_FOLDERS, Index
+from effnet_lit.data.table import Row, by_name, read_lines
 
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
     "label": ("label", "class", "category", "target", "class_name"),
     "split": ("split", "set", "partition", "subset"),
 }
-DELIMITERS = ",;\t"
 
-Row = dict[str, str]  # by column name in lower case; no spaces around the values
 Said = tuple[str, str | None, str | None]  # (label, split, group) of one image
 
 
@@ -69,31 +66,11 @@ def read_manifest(manifest: Path, root: Path, group: str | None) -> Index:
 
 def read_rows(manifest: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     """Column names in lower case, and (line number, row) of every line that is not blank."""
-    try:
-        with open(manifest, newline="", encoding="utf-8-sig") as file:
-            header = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(DELIMITERS, key=header.count))
-            lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"data.manifest={manifest} cannot be read ({reason}); give a CSV file in UTF-8.") from error
-    lines = [(number, row) for number, row in lines if any(row)]
+    lines = read_lines(manifest, f"data.manifest={manifest}")
     if len(lines) < 2:
         raise UserError(f"data.manifest={manifest} lists no images; give a CSV file with columns path and label.")
     names = [name.lower() for name in lines[0][1]]
-    for number, row in lines[1:]:
-        if any(row[len(names) :]):
-            raise UserError(
-                f"{manifest}, line {number} has {len(row)} values for {len(names)} columns; "
-                'put quotes around a value with the delimiter in it, such as "a, b.jpg".'
-            )
     return [name for name in names if name], [(number, by_name(names, row)) for number, row in lines[1:]]
-
-
-def by_name(names: Sequence[str], row: Sequence[str]) -> Row:
-    """The values of a line, empty where it ends early; a column without a name, as pandas writes one, is left out."""
-    return {name: value for name, value in zip(names, chain(row, repeat("")), strict=False) if name}
 
 
 def find_column(manifest: Path, names: Sequence[str], kind: str) -> str:

@@ -73,7 +73,8 @@ def readable(files: Iterable[File], header: Header) -> Iterator[tuple[str, np.nd
     for name, read in files:
         try:
             content = read()
-            yield name, decode(content, header.eval_size, header.resize), np.asarray(opened(content))
+            photograph = np.asarray(opened(content))  # HEIC not, it needs an addition
+            yield name, decode(content, header.eval_size, header.resize), photograph
         except (DecodeError, OSError):
             continue
 

@@ -24,7 +24,7 @@ HOPELESS = 0.2  # of it by two mistakes: a third is not tried
 WORTH = 0.5  # of what an explanation leaves must one with a further mistake explain
 SURELY, NOTABLY = 2.0, 0.0005  # standard errors, and distance, by which another explanation must be worse
 SAME = 0.002  # a mean difference below which nothing is left to explain
-CLEARLY = 0.6  # of the images of a class must be one other class, for the order of classes to be told
+CLEARLY, AT_LEAST = 0.6, 3  # share and number of a class's images that must be one class, to tell the order of classes
 
 Left = dict[Preparation, np.ndarray]  # of each explanation: how far it leaves the answers apart, for every image
 OneMore = Callable[[Preparation], Iterator[Preparation]]
@@ -46,12 +46,12 @@ class Asked(NamedTuple):
     @property
     def other(self) -> bool:
         """Whether the classes differ."""
-        return self.app.label != int(self.ours.argmax())
+        return not self.app.is_class(int(self.ours.argmax()))
 
 
 class Cause(NamedTuple):
     """Ways to prepare images that explain the app's answers about equally well, best first; the share of the difference
-    that the best one explains on images that did not choose it, and how many these were."""
+    that the best one explains, and on how many images, of 25 or more on others than those that chose it."""
 
     ways: list[Preparation]
     explained: float
@@ -67,8 +67,9 @@ def find_cause(classifier: ImageClassifier, asked: Sequence[Asked], progress: Pr
     """The fewest usual mistakes with which this model answers as the app did; None where none do."""
     furthest = sorted(asked, key=lambda item: -item.apart)[: TRIED_ON + CHECKED_ON]
     tried_on = furthest[:: -(-len(furthest) // TRIED_ON)]
-    checked_on = [item for item in furthest if all(item is not other for other in tried_on)] or tried_on
-    left = search(classifier, tried_on, one_more_by(classifier.header, asked), progress)
+    checked_on = without(furthest, tried_on) or tried_on
+    one_more = one_more_by(classifier.header, without(asked, checked_on) or tried_on)
+    left = search(classifier, tried_on, one_more, progress)
     best = fewest(left)
     near = [way for way in left if len(way.mistakes) == len(best.mistakes) and as_good(left[way], left[best])]
     left = left_by(classifier, progress(checked_on, "checking it on other images"), near)
@@ -101,10 +102,10 @@ def search(classifier: ImageClassifier, images: Sequence[Asked], one_more: OneMo
 def one_more_by(header: Header, asked: Sequence[Asked]) -> OneMore:
     """What gives the same explanation with one more mistake, of those that can show in these answers."""
     order = order_of(asked, len(header.class_names))
-    without = "output" if all(item.app.class_only for item in asked) else ""  # changes no class
+    unseen = "output" if all(item.app.class_only for item in asked) else ""  # changes no class
 
     def one_more(way: Preparation) -> Iterator[Preparation]:
-        yield from usual_mistakes(way, header, without)
+        yield from usual_mistakes(way, header, unseen)
         if order and not way.order:
             yield replace(way, order=order)
 
@@ -146,6 +147,12 @@ def left_by(classifier: ImageClassifier, images: Iterable[Asked], ways: Sequence
     return dict(zip(ways, np.stack(rows, 1), strict=True))
 
 
+def without(asked: Sequence[Asked], some: Sequence[Asked]) -> list[Asked]:
+    """The others."""
+    left_out = set(map(id, some))
+    return [item for item in asked if id(item) not in left_out]
+
+
 def mean_apart(asked: Sequence[Asked]) -> float:
     """How far the answers are from ours, on average."""
     return float(np.mean([item.apart for item in asked]))
@@ -156,10 +163,13 @@ def order_of(asked: Sequence[Asked], classes: int) -> tuple[int, ...]:
     seen = np.zeros((classes, classes), int)  # app's class, ours
     for item in asked:
         seen[item.app.label, item.ours.argmax()] += 1
-    told = seen.max(1) > CLEARLY * seen.sum(1)  # of classes that the app never answered, nothing
-    order = np.where(told, seen.argmax(1), -1)
-    unused = [label for label in range(classes) if label not in order]
-    if len(unused) != (~told).sum():  # two classes are taken for the same one
+    clear = (seen.max(1) >= AT_LEAST) & (seen.max(1) > CLEARLY * seen.sum(1))
+    order = dict(zip(np.flatnonzero(clear).tolist(), seen[clear].argmax(1).tolist(), strict=True))
+    if len(set(order.values())) < len(order) or all(label == taken for label, taken in order.items()):
         return ()
-    order[~told] = unused
-    return () if (order == np.arange(classes)).all() else tuple(order.tolist())
+    for label in np.argsort(
+        -seen.sum(1), kind="stable"
+    ).tolist():  # of the others what they seem to be, or what is left
+        unused = [taken for taken in range(classes) if taken not in order.values()]
+        order.setdefault(label, max(unused, key=lambda taken: (seen[label, taken], taken == label), default=label))
+    return tuple(order[label] for label in range(classes))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from effnet_lit.data.augment_sheet import APART, BLACK, GAP, GREY, LINE, MARGIN, drawn_side, scaled, write
-from effnet_lit.data.decode import decode
+from effnet_lit.data.decode import DecodeError, decode
 from effnet_lit.deploy.compare import Asked
 from effnet_lit.deploy.mistakes import Preparation
 from effnet_lit.deploy.preparation import Photograph
@@ -21,7 +22,8 @@ LETTERS = 20  # of a class name
 
 def write_compare_sheet(path: Path, classifier: ImageClassifier, asked: Sequence[Asked], way: Preparation) -> None:
     """Write a PNG: above some images as they should be, below as ``way`` makes them. OSError passes through."""
-    header, shown = classifier.header, sorted(asked, key=lambda item: -item.apart)[:COLUMNS]
+    header = classifier.header
+    shown = list(islice(prepared(classifier, asked, way), COLUMNS))
     side = drawn_side(header.eval_size)
     tops = [MARGIN, MARGIN + 2 * LINE + side + APART]
     width, height = 2 * MARGIN + (side + GAP) * len(shown) - GAP, tops[1] + 2 * LINE + side + MARGIN
@@ -29,14 +31,26 @@ def write_compare_sheet(path: Path, classifier: ImageClassifier, asked: Sequence
     draw = ImageDraw.Draw(sheet)
     for top, text in zip(tops, ("effnet predict", "the app, as it seems"), strict=True):
         write(draw, MARGIN, top, text, BLACK, 18)
-    for column, item in enumerate(shown):
-        content, left = item.read(), MARGIN + (side + GAP) * column
-        right = decode(content, header.eval_size, header.resize)
-        given = seen(Photograph(content, classifier), way)
+    for column, (item, right, given) in enumerate(shown):
+        left = MARGIN + (side + GAP) * column
         for top, pixels, label in zip(tops, (right, given), (int(item.ours.argmax()), item.app.label), strict=True):
             write(draw, left, top + LINE, shortened(header.class_names[label]), GREY, 18)
             sheet.paste(scaled(pixels, side), (left, top + 2 * LINE))
     sheet.save(path, "PNG")
+
+
+def prepared(
+    classifier: ImageClassifier, asked: Sequence[Asked], way: Preparation
+) -> Iterator[tuple[Asked, np.ndarray, np.ndarray]]:
+    """Images as they should be and as ``way`` makes them, those furthest apart first; what cannot be opened is left
+    out."""
+    size, resize = classifier.header.eval_size, classifier.header.resize
+    for item in sorted(asked, key=lambda item: -item.apart):
+        try:
+            content = item.read()
+            yield item, decode(content, size, resize), seen(Photograph(content, classifier), way)
+        except (DecodeError, OSError):
+            continue
 
 
 def shortened(name: str) -> str:

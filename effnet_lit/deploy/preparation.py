@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import groupby
 from operator import attrgetter
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from effnet_lit.data.decode import FORMATS, PAD_COLOUR, DecodeError, quiet_pillow, resized
+from effnet_lit.data.decode import FORMATS, LONGEST_SIDE, PAD_COLOUR, DecodeError, formats, quiet_pillow, resized
 from effnet_lit.deploy.mistakes import RIGHT, USUAL, Preparation
 from effnet_lit.model.modelfile import Header, ImageClassifier
 
@@ -32,15 +32,15 @@ TURNS: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def opened(content: bytes, turn: str = RIGHT) -> Image.Image:
-    """A file as an app opens it, in RGB; ``turn`` is one of TURNS.
+def opened(content: bytes, turn: str = RIGHT, kinds: tuple[str, ...] = FORMATS) -> Image.Image:
+    """A file as an app opens it, in RGB; ``turn`` is one of TURNS, ``kinds`` are those of files that it can open.
 
     Raises:
         DecodeError: it cannot be opened so.
     """
     with quiet_pillow:
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # HEIC needs an addition
+            with Image.open(io.BytesIO(content), formats=kinds) as image:
                 return TURNS[turn](image).convert("RGB")
         except Exception as error:  # whatever a decoder trips over, as in data/decode.py
             raise DecodeError(str(error)) from error
@@ -63,8 +63,9 @@ def plainly(kind: str) -> Resample:
 
 
 def by_area(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Each pixel is the mean of what it covers, parts of pixels included; Pillow's box filter takes whole ones only."""
-    if width > image.width or height > image.height:  # as OpenCV
+    """Each pixel is the mean of what it covers, parts of pixels included (Pillow's box filter takes whole ones only);
+    enlarged bilinearly."""
+    if width > image.width or height > image.height:
         return plainly("bilinear")(image, width, height)
     pixels = torch.from_numpy(np.array(image)).float()  # (H, W, 3)
     pixels = shares(height, image.height) @ pixels.flatten(1)  # (height, W * 3)
@@ -92,7 +93,11 @@ RESAMPLE: dict[str, Resample] = {
 
 
 def square(image: Image.Image, size: int, shape: str, resample: Resample) -> np.ndarray:
-    """RGB image of any shape -> uint8 (size, size, 3)."""
+    """RGB image of any shape -> uint8 (size, size, 3).
+
+    Raises:
+        DecodeError: it would grow without bounds.
+    """
     if shape in PAD_COLOURS:
         scale = size / max(image.size)
         inner = [max(1, round(length * scale)) for length in image.size]
@@ -102,6 +107,8 @@ def square(image: Image.Image, size: int, shape: str, resample: Resample) -> np.
     if shape in ("middle", "margin"):
         short = size if shape == "middle" else round(size / MARGIN)
         width, height = (short * length // min(image.size) for length in image.size)
+        if max(width, height) > LONGEST_SIDE:
+            raise DecodeError("too long for its short side to be resized")
         left, top = round((width - size) / 2), round((height - size) / 2)
         return np.asarray(resample(image, width, height).crop((left, top, left + size, top + size)))
     if shape == "crop":
@@ -152,7 +159,8 @@ class Photograph:
     def __init__(self, content: bytes, classifier: ImageClassifier) -> None:
         self.header = classifier.header
         self.mean, self.std = classifier.mean[0].cpu(), classifier.std[0].cpu()  # (3, 1, 1)
-        self.opened, self.square = cache(partial(opened, content)), cache(self.fit)
+        self.opened = lru_cache(1)(partial(opened, content, kinds=formats()))  # a photograph may be large
+        self.square = cache(self.fit)
 
     def fit(self, turn: str, shape: str, size: str, resample: str) -> np.ndarray:
         pixels = self.header.image_size if size == "trained" else self.header.eval_size
@@ -181,7 +189,8 @@ def answers(classifier: ImageClassifier, content: bytes, ways: Sequence[Preparat
         DecodeError: the file cannot be opened.
     """
     photograph, logits = Photograph(content, classifier), dict[Preparation, Tensor]()
-    for _, alike in groupby(sorted({way.input for way in ways}, key=attrgetter("size")), attrgetter("size")):
+    different = sorted({way.input for way in ways}, key=attrgetter("size", "turn"))
+    for _, alike in groupby(different, attrgetter("size")):
         inputs = list(alike)
         for start in range(0, len(inputs), classifier.batch):
             some = inputs[start : start + classifier.batch]
