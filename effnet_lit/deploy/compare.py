@@ -20,6 +20,7 @@ MANY, SKIMMED_ON = 40, 6  # of more explanations than that, those are tried that
 TRIED_ON, CHECKED_ON = 24, 72  # images: those that choose an explanation, others that tell how much it explains
 EXPLAINS = 0.9  # of the difference, at least; below that nothing is said
 ENOUGH = 0.99  # of it: no further mistakes are looked for
+NEARLY = 0.5  # of it on the other images: one more mistake is tried on these
 HOPELESS = 0.2  # of it by two mistakes: a third is not tried
 WORTH = 0.5  # of what an explanation leaves must one with a further mistake explain
 SURELY, NOTABLY = 2.0, 0.0005  # standard errors, and distance, by which another explanation must be worse
@@ -70,15 +71,14 @@ def find_cause(classifier: ImageClassifier, asked: Sequence[Asked], progress: Pr
     checked_on = without(furthest, tried_on) or tried_on
     one_more = one_more_by(classifier.header, without(asked, checked_on) or tried_on)
     left = search(classifier, tried_on, one_more, progress)
-    best = fewest(left)
-    near = [way for way in left if len(way.mistakes) == len(best.mistakes) and as_good(left[way], left[best])]
+    near, before = as_good(left, fewest(left)), mean_apart(checked_on)
     left = left_by(classifier, progress(checked_on, "checking it on other images"), near)
-    ways = ordered(left)
-    best_left, before = float(left[ways[0]].mean()), mean_apart(checked_on)
-    if best_left >= (1 - EXPLAINS) * before:
-        return None
-    as_good_ones = [way for way in ways if as_good(left[way], left[ways[0]])]
-    return Cause(as_good_ones, 1 - best_left / before, len(checked_on))
+    nearly = ordered(left)[0]
+    if (1 - EXPLAINS) * before < left[nearly].mean() <= (1 - NEARLY) * before:  # what few images show may be missing
+        left |= left_by(classifier, progress(checked_on, "trying one more mistake"), list(one_more(nearly)))
+    best = fewest(left)
+    explained = 1 - float(left[best].mean()) / before if before else 0.0
+    return Cause(as_good(left, best), explained, len(checked_on)) if explained >= EXPLAINS else None
 
 
 def search(classifier: ImageClassifier, images: Sequence[Asked], one_more: OneMore, progress: Progress) -> Left:
@@ -122,17 +122,22 @@ def fewest(left: Left) -> Preparation:
     best: dict[int, Preparation] = {}
     for way in ordered(left):
         best.setdefault(len(way.mistakes), way)
-    chosen = best[0]
-    for _, way in sorted(best.items()):
-        if left[way].mean() <= (1 - WORTH) * left[chosen].mean():
+    chosen, *further = (best[mistakes] for mistakes in sorted(best))
+    for way in further:
+        if left[way].mean() < (1 - WORTH) * left[chosen].mean():
             chosen = way
     return chosen
 
 
-def as_good(left: np.ndarray, best: np.ndarray) -> bool:
-    """Whether an explanation could be no worse than the best one, by what both leave on the same images."""
-    worse = left - best
-    return bool(worse.mean() <= max(NOTABLY, SURELY * worse.std() / len(worse) ** 0.5))
+def as_good(left: Left, best: Preparation) -> list[Preparation]:
+    """The explanations with as many mistakes that could be no worse than this one, by what they leave of the same
+    images; best first."""
+
+    def is_as_good(way: Preparation) -> bool:
+        worse = left[way] - left[best]
+        return bool(worse.mean() <= max(NOTABLY, SURELY * worse.std() / len(worse) ** 0.5))
+
+    return [way for way in ordered(left) if len(way.mistakes) == len(best.mistakes) and is_as_good(way)]
 
 
 def left_by(classifier: ImageClassifier, images: Iterable[Asked], ways: Sequence[Preparation]) -> Left:
