@@ -26,7 +26,7 @@ MOST_COMPARED = 500  # images
 FEWEST_OTHER = 10  # images with another class, where an app tells classes only: of fewer, several causes fit by chance
 UNKNOWN = """\
 Cause    none of the usual mistakes, alone or together, makes this model answer so
-Look at  whether the app has this model file, and gets the same images: not compressed, cut or filtered before"""
+Look at  whether the app has this model file, its weights in 32 bits, and the same images, not compressed or filtered"""
 UNDECIDED = """\
 {what} one of {count} mistakes that these answers do not tell apart; more images would, and every probability"""
 OPENING = """\
