@@ -69,7 +69,7 @@ def compare_answers(model: Path, answers: Path, images: Path | None, picture: Pa
         return False
     cause = find_cause(classifier, asked, lambda items, doing: shown(items, len(items), doing))
     print(sentences(cause, classifier.header, model))
-    if picture is not None and cause is not None:
+    if picture is not None and cause is not None and len(cause.ways) <= MOST_TOLD:
         write_picture(picture, classifier, asked, cause.ways[0])
     return False
 
