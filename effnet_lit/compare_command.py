@@ -193,7 +193,7 @@ def sentences(cause: Cause | None, header: Header, model: Path) -> str:
     lines += [f"Checked  made here, this takes away {cause.explained:.0%} of the difference, on {cause.images} images"]
     lines += [f"Instead  {text}" for text in dict.fromkeys(instead(mistake, header) for mistake in mistakes)]
     if any(step in DONE_BY_EXPORT for step, _ in mistakes):
-        lines += [f"Easiest  {typed('effnet export', model)}: its file takes whole photographs, upright RGB, and does the rest"]
+        lines += [f"Easiest  {typed('effnet export', model)}: its file takes upright RGB of any size and does the rest"]
     return "\n".join(lines)
 
 
