@@ -29,14 +29,17 @@ def by_opencv(content: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
 
 
 def rgb(content: bytes) -> np.ndarray:
+    """uint8 (H, W, 3), upright."""
     return cv2.cvtColor(by_opencv(content), cv2.COLOR_BGR2RGB)
 
 
 def bicubic(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (side, side, 3), antialiased."""
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def normalised(image: np.ndarray, told: Told) -> np.ndarray:
+    """uint8 (S, S, 3) -> float32 (3, S, S), as the model says."""
     return ((image.astype(np.float32) / 255 - told.mean) / told.std).transpose(2, 0, 1)
 
 

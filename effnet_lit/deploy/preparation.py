@@ -150,11 +150,7 @@ VALUES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # 0 to 255, m
 
 
 class Photograph:
-    """An image file on its way through several preparations; what they share is done once.
-
-    Raises:
-        DecodeError: the file cannot be opened.
-    """
+    """An image file on its way through several preparations; squares that they share are made once."""
 
     def __init__(self, content: bytes, classifier: ImageClassifier) -> None:
         self.header = classifier.header
@@ -163,11 +159,16 @@ class Photograph:
         self.square = cache(self.fit)
 
     def fit(self, turn: str, shape: str, size: str, resample: str) -> np.ndarray:
+        """uint8 (S, S, 3)."""
         pixels = self.header.image_size if size == "trained" else self.header.eval_size
         return square(self.opened(turn), pixels, shape or self.header.resize, RESAMPLE[resample])
 
     def network_input(self, way: Preparation) -> Tensor:
-        """Float32 (3, S, S)."""
+        """float32 (3, S, S).
+
+        Raises:
+            DecodeError: the file cannot be opened.
+        """
         pixels = CHANNELS[way.channels](self.square(way.turn, way.shape, way.size, way.resample))
         pixels = LAYOUTS[way.layout](np.ascontiguousarray(pixels))
         return VALUES[way.values](torch.from_numpy(np.array(pixels)).float(), self.mean, self.std)
