@@ -1,4 +1,5 @@
-"""Accuracy on held-out images beside other people's trainers: ``python -m benchmarks.accuracy --help``."""
+"""Accuracy on held-out images beside other people's trainers, from scratch or from ImageNet weights:
+``python -m benchmarks.accuracy --help``."""
 
 from __future__ import annotations
 
@@ -9,16 +10,17 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy_runs import CONTENDERS, TRIES, Run
+from benchmarks import accuracy_runs, fine_tuning_runs
+from benchmarks.accuracy_runs import Run
 from benchmarks.contenders import Process
 from benchmarks.timing import machine
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
-USUAL = ("ours", "timm", "torchvision", "ultralytics")
+USUAL = ("ours", "timm", "torchvision", "ultralytics")  # fastai on request
 PARTS = ("train", "val", "test")
 SPLIT_SEED = 0  # of every contender and every seed: what is compared is training, not luck with the split
 
@@ -26,12 +28,13 @@ SPLIT_SEED = 0  # of every contender and every seed: what is compared is trainin
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not in the JSON file yet, then print the table."""
     options = parser().parse_args(arguments)
+    usual = tuple(fine_tuning_runs.CONTENDERS) if options.weights == "lite0" else USUAL
     for folder in options.data:
         with tempfile.TemporaryDirectory() as work:
             parts = split(folder, Path(work), options.per_class)
             task = Run(parts, options.size, options.epochs, options.preset, bool(options.per_class))
             name = title(folder, options)
-            for contender in options.contenders:
+            for contender in options.contenders or usual:
                 measure(options, name, contender, task)
     print(table(load(options.output)))
 
@@ -40,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     """Options."""
     of = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Accuracy beside other trainers.")
     of.add_argument("--data", type=Path, nargs="+", default=[], help="class folders; none = print the table")
-    of.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=USUAL, help="fastai on request")
+    of.add_argument("--contenders", nargs="+", choices=tuple(accuracy_runs.CONTENDERS))
+    of.add_argument("--weights", choices=("none", "lite0"), default="none", help="lite0: Lite0's of ImageNet")
     of.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     of.add_argument("--tries", action="store_true", help="also three other settings of each; the best gets all seeds")
     of.add_argument("--size", type=int, default=64, help="pixels a side")
@@ -54,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
 def title(folder: Path, options: argparse.Namespace) -> str:
     """What is measured, as it stands in the file and the table."""
     few = f", {options.per_class} a class" if options.per_class else ""
-    return f"{folder.name}, {options.size} px, {options.epochs} epochs{few}"
+    weights = ", from ImageNet weights of Lite0" if options.weights == "lite0" else ""
+    return f"{folder.name}, {options.size} px, {options.epochs} epochs{few}{weights}"
 
 
 def split(folder: Path, work: Path, per_class: int | None) -> Path:
@@ -87,30 +92,33 @@ def split(folder: Path, work: Path, per_class: int | None) -> Path:
 def measure(options: argparse.Namespace, name: str, contender: str, task: Run) -> None:
     """Every seed at the defaults; with ``--tries`` three other settings with the first seed, and every seed of the
     best by validation accuracy."""
+    runs = fine_tuning_runs if options.weights == "lite0" else accuracy_runs
+    train, (defaults, *others) = runs.CONTENDERS[contender], runs.TRIES[contender]
+
+    def once(settings: dict[str, Any], seed: int) -> dict[str, Any]:
+        key = "defaults" if settings is defaults else json.dumps(settings)
+        return train_once(options.output, (name, contender, key), train, task._replace(seed=seed, settings=settings))
+
     for seed in options.seeds:
-        once(options.output, name, contender, 0, task._replace(seed=seed))
-    if not options.tries:
-        return
-    first = options.seeds[0]
-    tried = {
-        n: once(options.output, name, contender, n, task._replace(seed=first)) for n in range(1, len(TRIES[contender]))
-    }
-    best = max(tried, key=lambda n: tried[n]["val_accuracy"])
-    for seed in options.seeds:
-        once(options.output, name, contender, best, task._replace(seed=seed))
+        once(defaults, seed)
+    if options.tries and others:
+        best = max(others, key=lambda settings: once(settings, options.seeds[0])["val_accuracy"])
+        for seed in options.seeds:
+            once(best, seed)
 
 
-def once(output: Path, name: str, contender: str, number: int, task: Run) -> dict[str, Any]:
-    """One run in a process of its own, unless the file has it."""
-    settings = TRIES[contender][number]
-    key = "defaults" if number == 0 else json.dumps(settings)
+def train_once(
+    output: Path, place: tuple[str, str, str], train: Callable[[Run], dict[str, Any]], task: Run
+) -> dict[str, Any]:
+    """One run in a process of its own, unless the file has it at ``place``: images, contender, settings."""
+    name, contender, key = place
     results = load(output)
     runs = results.setdefault(name, {}).setdefault(contender, {}).setdefault(key, {})
     if str(task.seed) in runs:
         return runs[str(task.seed)]
     process, started = Process(), time.perf_counter()
     try:
-        found = process.call(CONTENDERS[contender], task._replace(settings=settings))
+        found = process.call(train, task)
     finally:
         process.close()
     runs[str(task.seed)] = found | {"minutes": round((time.perf_counter() - started) / 60, 2), "machine": machine()}

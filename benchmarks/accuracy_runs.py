@@ -1,4 +1,5 @@
 """One training and its figures, from scratch: ours, loops on timm's and torchvision's parts, Ultralytics, fastai.
+``fine_tuning_runs`` has the same from loaded weights.
 
 Each takes the folder that ``accuracy.split`` makes and sees as many images as the others. Nothing is chosen by the test
 part, and the last epoch's weights count, but for Ultralytics, which keeps the best epoch of the validation part.
@@ -12,7 +13,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     few: bool
     seed: int = 0
     settings: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    weights: str = "none"
 
 
 # The first of each is what its authors give a user; the others are tried with one seed. timm: train.py's defaults, then
@@ -84,7 +86,7 @@ def ours(run: Run) -> dict[str, Any]:
             f"preset={run.preset}",
             f"data.manifest={run.parts / 'manifest.csv'}",
             f"data.image_size={run.size}",
-            "model.weights=none",
+            f"model.weights={run.weights}",
             f"epochs={run.epochs}",
             f"seed={run.seed}",
             f"data.cache_dir={Path(folder) / 'cache'}",
@@ -109,14 +111,20 @@ def figures(val: float, test: float, images_per_s: float, memory: int, images: i
 
 
 def timm_run(run: Run) -> dict[str, Any]:
+    """timm's B0."""
+    seeded(run.seed)
+    network = cast(Any, import_module("timm")).create_model("efficientnet_b0", num_classes=classes(run))
+    return timm_loop(run, network, MEAN, DEVIATION)
+
+
+def timm_loop(run: Run, network: Any, mean: Sequence[float], deviation: Sequence[float]) -> dict[str, Any]:
     """create_loader, create_optimizer_v2 and create_scheduler_v2 in the loop of timm's train.py."""
     import torch
 
-    timm, timm_data, timm_loss, timm_optim, timm_scheduler = (
-        cast(Any, import_module(name)) for name in ("timm", "timm.data", "timm.loss", "timm.optim", "timm.scheduler")
+    timm_data, timm_loss, timm_optim, timm_scheduler = (
+        cast(Any, import_module(f"timm.{name}")) for name in ("data", "loss", "optim", "scheduler")
     )
     use = run.settings
-    seeded(run.seed)
 
     def loader(part: str, training: bool) -> Any:
         options: dict[str, Any] = {
@@ -131,8 +139,8 @@ def timm_run(run: Run) -> dict[str, Any]:
             batch_size=use["batch"],
             is_training=training,
             interpolation="random" if training else "bicubic",
-            mean=MEAN,
-            std=DEVIATION,
+            mean=mean,
+            std=deviation,
             num_workers=WORKERS,
             crop_pct=1.0,  # as ours: the whole image at the training size
             device=torch.device("cpu"),
@@ -141,7 +149,7 @@ def timm_run(run: Run) -> dict[str, Any]:
         )
 
     train = loader("train", True)
-    network = timm.create_model("efficientnet_b0", num_classes=classes(run)).to(memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last)
     optimizer = timm_optim.create_optimizer_v2(
         network, opt=use["opt"], lr=use["lr"], weight_decay=use["weight_decay"], momentum=0.9
     )

@@ -44,7 +44,7 @@ OF_THE_MACHINE = (
     "trainer.accelerator",
     "trainer.precision",
 )
-LAYER_DECAY = 0.9  # docs/decisions/fine_tuning.md
+LAYER_DECAY, FREEZES_UP_TO = 0.9, 1e-3  # docs/decisions/fine_tuning.md
 DATA_PATHS = ("dir", "manifest", "split", "exclude", "cache_dir")
 
 
@@ -152,6 +152,8 @@ def resolve(config: Config, preset: str, index: Index | None) -> None:
         raise UserError("training.batchnorm=frozen needs loaded weights; use train, or set model.weights.")
     if random and config.training.head_first == "on":
         raise UserError("training.head_first=on needs loaded weights; use auto, or set model.weights.")
+    if config.training.batchnorm == "auto":
+        config.training.batchnorm = "train" if random or config.learning_rate > FREEZES_UP_TO else "frozen"
     if config.training.layer_decay == "auto":
         config.training.layer_decay = 1.0 if random else LAYER_DECAY
     if Path(config.model.weights).expanduser().is_file():

@@ -136,7 +136,13 @@ class ModelConfig:
     name: str = knob(
         "efficientnet_b0",
         "network",
-        choices=(*(f"efficientnet_b{i}" for i in range(8)), "resnet50", "mobilenet_v3_small", "vit_b_16"),
+        choices=(
+            *(f"efficientnet_b{i}" for i in range(8)),
+            "efficientnet_lite0",
+            "resnet50",
+            "mobilenet_v3_small",
+            "vit_b_16",
+        ),
     )
     weights: str = knob(
         "auto",
@@ -182,7 +188,10 @@ class TrainingConfig:
         possible=Range(1e-6, 1e6),
     )
     batchnorm: str = knob(
-        "train", "BatchNorm's mean and variance: train = of each batch, frozen = as loaded", choices=("train", "frozen")
+        "auto",
+        "BatchNorm's mean and variance: train = of each batch, frozen = as loaded; auto = frozen where weights are "
+        "loaded and learning_rate is at most 1e-3",
+        choices=("auto", "train", "frozen"),
     )
     weight_decay: float = knob(0.05, "AdamW weight decay; norms and biases are exempt", possible=Range(0.0, 1.0))
     label_smoothing: float = knob(0.1, "share of the target spread over all classes", possible=Range(0.0, 0.9))

@@ -217,6 +217,30 @@ def test_mbconv(shape: tuple[int, int, int, int], side: int, programs: int, monk
         torch.testing.assert_close(buffer, wanted, **EXACT, msg=name)
 
 
+@pytest.mark.parametrize("shape", [(6, 3, 1, 4), (6, 5, 2, 5), (1, 3, 1, 4)])
+@pytest.mark.parametrize("frozen", ["norm", "depthwise.norm"])
+def test_mbconv_with_frozen_statistics(shape: tuple[int, int, int, int], frozen: str) -> None:
+    """Of other images: away from these images' own, and they stay as they are."""
+    block = mbconv(*shape)
+    block(3 * images() + 1)  # pyright: ignore[reportArgumentType]
+    for name, module in block.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and frozen in name:
+            module.eval()
+    before, x = copy.deepcopy(block), images()
+    plain_block = copy.deepcopy(block)
+    wanted, found = plain_block(x), mbconv_with_kernels(block, x)
+    torch.testing.assert_close(found, wanted, **EXACT)
+    upstream = torch.randn_like(wanted)
+    wanted_grads = torch.autograd.grad(wanted, (x, *plain_block.parameters()), upstream)
+    grads = torch.autograd.grad(found, (x, *block.parameters()), upstream)
+    for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
+        assert wanted_grad.abs().max() > 1e-3
+        torch.testing.assert_close(grad, wanted_grad, **EXACT)
+    for (name, buffer), wanted, old in zip(block.named_buffers(), plain_block.buffers(), before.buffers(), strict=True):
+        torch.testing.assert_close(buffer, wanted, **EXACT, msg=name)
+        assert torch.equal(buffer, old) == (frozen in name), name
+
+
 def test_mbconv_under_autocast_is_as_exact_as_the_plain_one() -> None:
     exact = mbconv(6, 3, 1, 4)
     x = images()
@@ -266,13 +290,11 @@ def test_tensors_without_contents_pass() -> None:
         assert [p.grad.shape for p in twin.parameters() if p.grad is not None] == [p.shape for p in block.parameters()]
 
 
-@pytest.mark.parametrize("case", ["evaluation", "frozen", "same padding"])
+@pytest.mark.parametrize("case", ["evaluation", "same padding"])
 def test_what_the_kernels_do_not_cover_takes_the_plain_way(case: str) -> None:
     block = mbconv(6, 3, 2, 5, padding="same" if case == "same padding" else "symmetric")
     if case == "evaluation":
         block.eval()
-    if case == "frozen":
-        block.depthwise.norm.eval()
     plain_block, x = copy.deepcopy(block), images()
     block.kernels = True
     assert torch.equal(block(x), plain_block(x))
@@ -280,11 +302,15 @@ def test_what_the_kernels_do_not_cover_takes_the_plain_way(case: str) -> None:
         assert torch.equal(buffer, wanted)
 
 
-def test_the_stem_joins_the_first_block() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_stem_joins_the_first_block(frozen: bool) -> None:
     torch.manual_seed(0)
     network = EfficientNet(num_classes=3, drop_path_rate=0.0, dropout_rate=0.0)
     network.stages, network.head = network.stages[:1], type(network.head)(16, 1280, 1, network.architecture)
     network = network.double().to(DEVICE, memory_format=torch.channels_last).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and frozen:
+            module.eval()
     with_kernels = copy.deepcopy(network)
     next(with_kernels.blocks()).kernels = True
     x = torch.randn(2, 3, 10, 9, dtype=torch.float64, device=DEVICE).contiguous(memory_format=torch.channels_last)

@@ -93,6 +93,9 @@ def test_rates_without_and_with_weights(class_folder: Path) -> None:
     assert peak_rate(compose("preset=small", "model.weights=none", "model.name=vit_b_16")) == 5e-4
     loaded = compose(f"data.dir={class_folder}", "limits=off", "preset=small", "model.weights=imagenet")
     assert peak_rate(loaded) == 5e-4 and loaded.training.layer_decay == LAYER_DECAY
+    assert (scratch.training.batchnorm, loaded.training.batchnorm) == ("train", "frozen")
+    fast = compose(f"data.dir={class_folder}", "limits=off", "model.weights=imagenet", "learning_rate=2e-3")
+    assert fast.training.batchnorm == "train"
     given = compose("training.scratch_rate_factor=2", "training.layer_decay=1", "model.weights=none")
     assert peak_rate(given) == 2 * given.learning_rate and given.training.layer_decay == 1
 

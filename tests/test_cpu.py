@@ -45,9 +45,12 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
 
 
-def everything(model: EfficientNet, images: Tensor) -> dict[str, Tensor]:
-    """Logits, all gradients and all buffers of one step."""
+def everything(model: EfficientNet, images: Tensor, frozen: str = "") -> dict[str, Tensor]:
+    """Logits, all gradients and all buffers of one step; with BatchNorms in evaluation whose names hold ``frozen``."""
     model = copy.deepcopy(model).train()
+    for name, module in model.named_modules():
+        if frozen and isinstance(module, torch.nn.BatchNorm2d) and frozen in name:
+            module.eval()
     images = images.clone().requires_grad_()
     torch.manual_seed(1)
     logits = model(images)
@@ -76,6 +79,32 @@ def test_a_step_equals_the_modules(
     assert theirs["logits"].std() > 0.1
     for name, value in theirs.items():
         assert (ours[name] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), name
+
+
+@pytest.mark.parametrize("frozen", ["norm", "expand.norm", "depthwise.norm", "project.norm"])
+@pytest.mark.parametrize("mode", ["off", "activations", "blocks"])
+def test_a_step_with_frozen_batchnorms_equals_the_modules(
+    frozen: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their statistics are of other images: away from these images' own, and they stay as they are."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2**19)
+    model = network().double().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.8
+    model(3 * torch.randn(4, 3, 64, 64, dtype=torch.float64) + 1)
+    images = torch.randn(5, 3, 64, 64, dtype=torch.float64)
+    model.set_gradient_checkpointing(mode)
+    assert all(suits(part, images) for part in (model.stem, *model.blocks(), model.head))
+    ours = everything(model, images, frozen)
+    plain(monkeypatch)
+    theirs = everything(model, images, frozen)
+    assert theirs["logits"].std() > 0.1
+    for name, value in theirs.items():
+        assert (ours[name] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), name
+    before = dict(model.named_buffers())
+    for name in before:
+        assert torch.equal(ours[name], before[name]) == (f"{frozen}." in f"{name}."), name
 
 
 @pytest.fixture
@@ -248,9 +277,10 @@ def test_where_the_modules_compute(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not suits(block, x)
     with torch.autocast("cpu", torch.bfloat16):
         assert not suits(block, x)
-    block.project.norm.eval()  # a frozen BatchNorm
-    assert not suits(block, x)
+    assert not suits(copy.deepcopy(block).eval(), x)  # gradients of an evaluation, as heat maps take them
     assert not suits(next(EfficientNet(padding="same").blocks()), x)
+    lite = EfficientNet("efficientnet_lite0")
+    assert not suits(next(lite.blocks()), x) and not suits(lite.stem, torch.randn(2, 3, 8, 8))
     synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(next(network().blocks()))
     assert not suits(synced, x)
 

@@ -227,7 +227,6 @@ def test_kernels_are_chosen_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("resnet", "for EfficientNet"),
         ("padding", "TensorFlow"),
-        ("frozen", "frozen"),
         ("blocks", "checkpointing blocks"),
     ],
 )
@@ -241,9 +240,8 @@ def test_what_kernels_do_not_compute(obstacle: str, reason: str, monkeypatch: py
     )
     if isinstance(net, EfficientNet) and obstacle == "blocks":
         net.set_gradient_checkpointing("blocks")
-    overrides = ["training.batchnorm=frozen", "model.weights=imagenet"] if obstacle == "frozen" else []
     given = nn.Linear(1, 1) if obstacle == "resnet" else net
-    decision = chosen(given, 10_000, "gpu", *overrides)
+    decision = chosen(given, 10_000, "gpu")
     assert not decision.on and reason in decision.reason
     with pytest.raises(UserError, match=f"{reason}.*use model.kernels=off"):
-        chosen(given, 10_000, "gpu", "model.kernels=on", *overrides)
+        chosen(given, 10_000, "gpu", "model.kernels=on")

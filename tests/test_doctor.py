@@ -42,6 +42,7 @@ def healthy(*settings: str, train: float = 0.97, test: float = 0.93, images: int
             "images": 400,
             "per_class": {name: {"recall": found / 40, "images": 40} for name in NAMES},
         },
+        "val": {"accuracy": test, "accuracy_ci95": wilson_interval(round(test * 200), 200)},
         "baseline_accuracy": 0.1,
         "training_sample": {
             "images": 400,
@@ -97,7 +98,7 @@ def mirrors(taken: int) -> Evidence:
 def loaded(preview: float, train: float, test: float) -> Evidence:
     """Fine-tuned, with what the last layer alone got right of 200 images."""
     seen = healthy("model.weights=imagenet", train=train, test=test)
-    seen.config.training.layer_decay = 0.9
+    seen.config.training.layer_decay, seen.config.training.batchnorm = 0.9, "frozen"
     interval = wilson_interval(round(preview * 200), 200)
     return changed(seen, preview={"accuracy": preview, "interval": interval, "images": 200, "seconds": 9.0})
 
@@ -120,6 +121,8 @@ FAULTS: dict[str, Callable[[], Evidence]] = {
     "model_small": lambda: healthy(train=0.4, test=0.35, images=40_000),
     "underfitting": lambda: healthy(train=0.4, test=0.38),
     "distant_weights": lambda: loaded(0.2, train=0.6, test=0.3),
+    "forgetting": lambda: loaded(0.9, train=0.97, test=0.8),
+    "forgetting with moving statistics": lambda: trained_with(loaded(0.9, train=0.97, test=0.8), batchnorm="train"),
     "overfitting": lambda: healthy(train=0.99, test=0.7),
     "overfitting without augmentation": lambda: healthy("augmentation=none", train=1.0, test=0.92),
     "few_images": lambda: rare(healthy(), 20, 0.4),
@@ -141,7 +144,8 @@ WEAK: dict[str, Callable[[], Evidence]] = {
     ),
     "a good model at an unusual rate": lambda: healthy("learning_rate=0.02", "limits=off", train=1.0, test=0.99),
     "weights that tell little, and learnt all the same": lambda: loaded(0.2, train=0.97, test=0.93),
-    "weights that tell much": lambda: loaded(0.7, train=0.65, test=0.6),
+    "a little less than the last layer alone": lambda: loaded(0.83, train=0.97, test=0.79),
+    "weights that tell much": lambda: loaded(0.65, train=0.65, test=0.6),
     "a small gap": lambda: healthy(train=0.99, test=0.86),
     "few images, found all the same": lambda: rare(healthy(), 20, 0.93),
     "one epoch above guessing": lambda: restless(healthy(train=0.65, test=0.6), 1),
@@ -169,7 +173,7 @@ def test_what_to_type_can_be_typed(kind: str) -> None:
     (advice,) = diagnose(FAULTS[kind]())
     assert any(letter.isdigit() for letter in advice.evidence) and advice.gain
     if kind != "few_images":  # more images are nothing to type
-        compose(*shlex.split(advice.override))
+        compose("model.weights=imagenet", *shlex.split(advice.override))
 
 
 @pytest.mark.parametrize(

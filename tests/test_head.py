@@ -126,7 +126,7 @@ def test_a_probe_changes_the_last_layer_alone(class_folder: Path, weights_file: 
 def test_a_whole_run_starts_from_the_fitted_head(
     class_folder: Path, weights_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = run(class_folder, weights_file, "training.batchnorm=frozen")
+    config = run(class_folder, weights_file)
     assert config.training.layer_decay == LAYER_DECAY
     result = fit(config, tmp_path / "run")
     assert "Preview  " in capsys.readouterr().out

@@ -189,8 +189,9 @@ def test_backing_off_keeps_the_batch() -> None:
 
     plan, seconds = verified(MemoryPlan(64, 1, "blocks", 10**9, 10**10), trial)
     assert (plan.micro_batch, plan.accumulate, seconds, tried) == (16, 4, 0.5, [64, 32, 16])
-    sentence = "this run needs about 1.0 GB of 10.0 GB, gradient checkpointing blocks, 4 times 16 images to a step, "
-    assert plan.sentence() == sentence + "so BatchNorm sees 16 at once"
+    sentence = "this run needs about 1.0 GB of 10.0 GB, gradient checkpointing blocks, 4 times 16 images to a step"
+    assert plan.sentence("train") == sentence + ", so BatchNorm sees 16 at once"
+    assert plan.sentence("frozen") == sentence
 
 
 def test_backing_off_ends() -> None:

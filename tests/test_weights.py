@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional
 from effnet_lit.config import UserError
 from effnet_lit.model import weights as weights_module
 from effnet_lit.model.modelfile import Header, ImageClassifier, write_model
+from effnet_lit.model.scaling import LITE
 from effnet_lit.model.weights import HALF, IMAGENET_MEAN, rename
 from effnet_lit.model.zoo import create_model
 
@@ -92,12 +94,16 @@ def lukemelas_key(key: str, places: dict[tuple[str, str], int]) -> str:
     return f"_blocks.{block}.{names[inner]}.{leaf}"
 
 
+def places_of(reference: nn.Module) -> dict[tuple[str, str], int]:
+    """How lukemelas counts timm's blocks."""
+    keys = (key.split(".") for key in reference.state_dict() if key.startswith("blocks."))
+    return {place: number for number, place in enumerate(dict.fromkeys((key[1], key[2]) for key in keys))}
+
+
 @pytest.mark.parametrize("size", [96, 97, 130])
 def test_lukemelas_layout_with_tensorflows_padding(size: int, tmp_path: Path) -> None:
     reference = timm_reference("tf_efficientnet_b0")
-    keys = list(reference.state_dict())
-    blocks = dict.fromkeys((k.split(".")[1], k.split(".")[2]) for k in keys if k.startswith("blocks."))
-    places = {place: number for number, place in enumerate(blocks)}
+    places = places_of(reference)
     path = tmp_path / "efficientnet-b0.pth"
     torch.save({lukemelas_key(key, places): value for key, value in reference.state_dict().items()}, path)
     network = create_model("efficientnet_b0", CLASSES, str(path)).eval()
@@ -105,10 +111,44 @@ def test_lukemelas_layout_with_tensorflows_padding(size: int, tmp_path: Path) ->
     assert difference(network, reference, size) < 1e-5
 
 
-@pytest.mark.parametrize("reference", [torchvision_reference, timm_reference])
-def test_gradients_agree_in_float64(reference: object, tmp_path: Path) -> None:
-    theirs = reference("efficientnet_b0")  # type: ignore[operator]
-    ours = carried_over(theirs, "efficientnet_b0", tmp_path)
+@pytest.mark.parametrize("size", [96, 97])
+def test_lite0_in_timms_layout(size: int, tmp_path: Path) -> None:
+    reference = timm_reference("tf_efficientnet_lite0")
+    network = carried_over(reference, LITE, tmp_path)
+    assert difference(network, reference, size) < 1e-5
+    assert (network.mean, network.std) == (HALF, HALF)
+
+
+def test_weights_of_an_installed_package_need_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = timm_reference("tf_efficientnet_lite0")
+    package = tmp_path / "weights_as_a_package"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('not to be imported')\n", encoding="utf-8")
+    state = {lukemelas_key(key, places_of(reference)): value for key, value in reference.state_dict().items()}
+    torch.save(state, package / "models" / "lite0.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(weights_module, "LITE_PACKAGE", package.name)
+    network = create_model(LITE, CLASSES, "imagenet").eval()
+    assert difference(network, reference) < 1e-5
+
+
+def test_torchvision_has_no_lite0() -> None:
+    with pytest.raises(UserError, match=r"model\.weights=imagenet\."):
+        create_model(LITE, CLASSES, "imagenet-tv")
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        (lambda: torchvision_reference("efficientnet_b0"), "efficientnet_b0"),
+        (lambda: timm_reference("efficientnet_b0"), "efficientnet_b0"),
+        (lambda: timm_reference("tf_efficientnet_lite0"), LITE),
+    ],
+    ids=["torchvision", "timm", "lite0"],
+)
+def test_gradients_agree_in_float64(reference: Callable[[], nn.Module], name: str, tmp_path: Path) -> None:
+    theirs = reference()
+    ours = carried_over(theirs, name, tmp_path)
     gradients = []
     for network in (ours, theirs):
         network.double().train()
@@ -117,7 +157,7 @@ def test_gradients_agree_in_float64(reference: object, tmp_path: Path) -> None:
                 module.eval()
         functional.cross_entropy(network(images(64, 4).double()), torch.arange(4)).backward()
         gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
-    expected = rename(gradients[1], "efficientnet_b0", "gradients")
+    expected = rename(gradients[1], name, "gradients")
     assert gradients[0].keys() == expected.keys()
     for name, gradient in gradients[0].items():
         size = max(float(expected[name].abs().max()), 1e-6)  # some are zero but for rounding
@@ -192,12 +232,14 @@ def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_failed_download_names_the_two_ways_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_names_the_ways_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "RA4_URL", "http://127.0.0.1:9/model.safetensors")
     torch_home = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path))
     try:
-        with pytest.raises(UserError, match=r"model\.weights=path.* or .*model\.weights=none"):
+        with pytest.raises(
+            UserError, match=r"model\.name=efficientnet_lite0, .*model\.weights=path.* or .*model\.weights=none"
+        ):
             create_model("efficientnet_b0", CLASSES, "imagenet")
     finally:
         torch.hub.set_dir(torch_home)

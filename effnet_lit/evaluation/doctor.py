@@ -14,6 +14,7 @@ from effnet_lit.evaluation.rules_images import label_noise, leakage, mirrored, r
 from effnet_lit.evaluation.rules_learning import (
     distant_weights,
     diverged,
+    forgetting,
     frozen,
     overfitting,
     rough,
@@ -24,8 +25,8 @@ from effnet_lit.evaluation.rules_learning import (
 from effnet_lit.evaluation.rules_machine import memory, slow
 
 RULES: tuple[Rule, ...] = (
-    leakage, label_noise, unusual_rate, frozen, distant_weights, underfitting, rough, overfitting, rare_classes,
-    mirrored, slow, memory, wrong_preset,
+    leakage, label_noise, unusual_rate, frozen, distant_weights, forgetting, underfitting, rough, overfitting,
+    rare_classes, mirrored, slow, memory, wrong_preset,
 )  # fmt: skip
 WHILE_TRAINING: tuple[Rule, ...] = (diverged, rough, slow)  # their evidence is there before the end
 EXPLAINS = {
@@ -34,7 +35,8 @@ EXPLAINS = {
     "rate_low": ("few_steps", "underfitting"),
     "few_images": ("imbalance",),
     "frozen": ("overfitting",),
-    "distant_weights": ("underfitting", "few_steps", "overfitting"),
+    "distant_weights": ("forgetting", "underfitting", "few_steps", "overfitting"),
+    "forgetting": ("underfitting", "overfitting"),
 }
 
 

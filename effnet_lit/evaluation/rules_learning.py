@@ -98,6 +98,23 @@ def distant_weights(seen: Evidence) -> Iterator[Advice]:
         )
 
 
+def forgetting(seen: Evidence) -> Iterator[Advice]:
+    """Loaded weights knew more of these images before they were moved."""
+    preview, after = seen.result.get("preview"), seen.result["val"]
+    if preview is None or seen.config.training.strategy == "probe":
+        return
+    low, high = after["accuracy_ci95"]
+    if high < preview["accuracy"]:
+        moved = seen.config.training.batchnorm == "train"
+        yield Advice(
+            "forgetting",
+            f"Training undid what the loaded weights knew: {after['accuracy']:.1%} right on the validation images "
+            f"({between(low, high)}), with the last layer alone {preview['accuracy']:.1%}.",
+            "training.batchnorm=frozen" if moved else "training.strategy=probe",
+            "BatchNorm's statistics stay as they were" if moved else "that accuracy, in seconds",
+        )
+
+
 def unusual_rate(seen: Evidence) -> Iterator[Advice]:
     """A learning rate far from the usual one, where the model is not good all the same."""
     times = seen.config.learning_rate / USUAL_RATE

@@ -24,7 +24,7 @@ from effnet_lit.model.kernels.mbconv import (
     head_with_kernels,
     mbconv_with_kernels,
 )
-from effnet_lit.model.scaling import SCALES, scale_channels, scale_repeats
+from effnet_lit.model.scaling import LITE, SCALES, scale_channels, scale_repeats
 
 
 class Stage(NamedTuple):
@@ -69,7 +69,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, BatchNorm and, unless ``activation`` is off, SiLU; settings as ``EfficientNet``."""
+    """Convolution, BatchNorm and, unless ``activation`` is off, SiLU, in Lite0 ReLU6; settings as ``EfficientNet``."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class ConvNorm(nn.Sequential):
         eps, momentum = settings["batchnorm_eps"], settings["batchnorm_momentum"]
         self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         if activation:
-            self.act = nn.SiLU()  # in place, autograd would keep a copy
+            self.act = nn.ReLU6() if settings.get("name") == LITE else nn.SiLU()  # in place, autograd would keep a copy
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Kernel, scale and shift."""
@@ -140,7 +140,8 @@ class MBConv(nn.Module):
         hidden = in_channels * stage.expand
         self.expand = ConvNorm(in_channels, hidden, 1, settings) if stage.expand > 1 else nn.Identity()
         self.depthwise = ConvNorm(hidden, hidden, stage.kernel, settings, stride, groups=hidden)
-        self.squeeze_excite = SqueezeExcite(hidden, max(1, in_channels // 4))
+        gated = settings.get("name") != LITE
+        self.squeeze_excite: Any = SqueezeExcite(hidden, max(1, in_channels // 4)) if gated else nn.Identity()
         self.project = ConvNorm(hidden, stage.channels, 1, settings, activation=False)
         self.has_skip = stride == 1 and in_channels == stage.channels
         self.drop_path = StochasticDepth(drop_path_rate, mode="row")  # arXiv 1603.09382
@@ -183,7 +184,8 @@ class EfficientNet(nn.Module):
     """(N, 3, H, W) -> logits (N, num_classes).
 
     Args:
-        name: efficientnet_b0 to efficientnet_b7.
+        name: efficientnet_b0 to efficientnet_b7, or efficientnet_lite0: B0 without squeeze-and-excitation and with
+            ReLU6 (github.com/tensorflow/tpu, efficientnet/lite).
         drop_path_rate: chance to skip the last block's body; falls linearly to 0 at the first block.
         batchnorm_eps, batchnorm_momentum, padding: 1e-5, 0.1 and "symmetric" in PyTorch's checkpoints; 1e-3, 0.01 and
             "same" in those that come from TensorFlow.

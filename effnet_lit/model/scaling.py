@@ -29,7 +29,9 @@ SCALES = {
     "efficientnet_b5": Scale(1.6, 2.2, 456, 0.4),
     "efficientnet_b6": Scale(1.8, 2.6, 528, 0.5),
     "efficientnet_b7": Scale(2.0, 3.1, 600, 0.5),
+    "efficientnet_lite0": Scale(1.0, 1.0, 224, 0.2),
 }
+LITE = "efficientnet_lite0"  # B0 without gates and with ReLU6, for accelerators that know neither gates nor SiLU
 CHANNEL_MULTIPLE = 8
 
 

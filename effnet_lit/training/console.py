@@ -41,7 +41,7 @@ def introduce(
         console.print(f"         {note}")
     console.print(f"Model    {config.model.name}, {size / 1e6:.2f} M parameters, {network.weights_description}")
     console.print(f"Device   {hardware.name}, precision {hardware.precision}")
-    console.print(f"Memory   {plan.memory.sentence()}")
+    console.print(f"Memory   {plan.memory.sentence(config.training.batchnorm)}")
     if hardware.accelerator == "gpu":
         console.print(f"Kernels  {'our own' if plan.kernels.on else 'PyTorch'}: {plan.kernels.reason}")
     if config.training.compile != "off":

@@ -13,6 +13,7 @@ from effnet_lit.config import Config
 from effnet_lit.machine import cores
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.kernels.mbconv import available
+from effnet_lit.model.zoo import has_kernels
 from effnet_lit.training.compiling import Decision, weigh
 from effnet_lit.training.memory import without_contents
 
@@ -40,12 +41,11 @@ def decide_kernels(config: Config, network: nn.Module, accelerator: str, steps: 
 
 def why_not(config: Config, network: nn.Module) -> str:
     """What the kernels do not compute, or nothing."""
-    if not isinstance(network, EfficientNet):
-        return f"they are for EfficientNet, not for {config.model.name}"
+    if not has_kernels(network):
+        return f"they are for EfficientNet-B0 to B7, not for {config.model.name}"
+    assert isinstance(network, EfficientNet)
     if network.architecture["padding"] == "same":
         return "they do not pad as TensorFlow's weights need it"
-    if config.training.batchnorm == "frozen":
-        return "they compute BatchNorm in training, not training.batchnorm=frozen"
     if network.gradient_checkpointing != "off":
         return f"they keep too little to combine with gradient checkpointing {network.gradient_checkpointing}"
     return ""

@@ -37,13 +37,13 @@ class MemoryPlan(NamedTuple):
     bytes: int
     available: int
 
-    def sentence(self) -> str:
-        """Such as: this run needs about 3.1 GB of 6.0 GB."""
+    def sentence(self, batchnorm: str) -> str:
+        """Such as: this run needs about 3.1 GB of 6.0 GB; ``batchnorm`` as in the configuration."""
         of = f" of {self.available / 1e9:.1f} GB" if self.available else ""
         how = [f"gradient checkpointing {self.mode}"] if self.mode != "off" else []
         if self.accumulate > 1:
             how.append(f"{self.accumulate} times {self.micro_batch} images to a step")
-            how.append(f"so BatchNorm sees {self.micro_batch} at once")
+            how += [f"so BatchNorm sees {self.micro_batch} at once"] if batchnorm == "train" else []
         return ", ".join([f"this run needs about {self.bytes / 1e9:.1f} GB{of}", *how])
 
 

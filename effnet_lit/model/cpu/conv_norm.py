@@ -12,10 +12,10 @@ from torch.nn import functional
 from effnet_lit.model.cpu.batchnorm import (
     Moments,
     Statistics,
-    batch_statistics,
     moments_of,
     norm_gradients,
     normalise,
+    statistics_of,
     through_norm,
 )
 from effnet_lit.model.cpu.pieces import new_images, parts, split, total
@@ -41,16 +41,16 @@ class FusedConvNorm(torch.autograd.Function):
     def forward(ctx: Any, layer: ConvNorm, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         stride = layer.conv.stride[0] * layer.conv.stride[1]
 
-        def to_raw(piece: Tensor) -> tuple[Tensor, Moments]:
+        def to_raw(piece: Tensor) -> tuple[Tensor, Moments | None]:
             y = functional.conv2d(piece, weight, None, layer.conv.stride, layer.conv.padding)
             y = y.contiguous(memory_format=torch.channels_last)
-            return y, moments_of(y)
+            return y, moments_of(y, layer.norm)
 
         def to_result(part: slice, piece: Tensor) -> None:
             aten.silu_(normalise(piece, statistics, scale, shift, out=result[part]))
 
         raw, moments = zip(*each(to_raw, split(x, len(weight) // stride)), strict=True)
-        statistics = batch_statistics(moments, layer.norm)
+        statistics = statistics_of(moments, layer.norm)
         result = new_images(len(x), raw[0])
         each(to_result, parts(raw), raw)
         ctx.layer, ctx.pixels = layer, statistics.pixels

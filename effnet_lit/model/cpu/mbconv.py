@@ -19,12 +19,11 @@ from effnet_lit.model.cpu.batchnorm import (
     Folded,
     Moments,
     Statistics,
-    batch_statistics,
     fold,
     moments_of,
     norm_gradients,
     normalise,
-    pixel_count,
+    statistics_of,
     through_norm,
     unfold,
 )
@@ -118,17 +117,17 @@ class FusedMBConv(torch.autograd.Function):
             else None
         )
 
-        def to_raw(piece: Tensor) -> tuple[Tensor, Moments, Tensor | None]:
+        def to_raw(piece: Tensor) -> tuple[Tensor, Moments | None, Tensor | None]:
             z = None if folded is None else pointwise(piece, folded.weight, folded.bias)
             result = depthwise(piece if z is None else functional.silu(z), w.kernel, block.depthwise.conv)
-            return result, moments_of(result), z if keeps else None
+            return result, moments_of(result, block.depthwise.norm), z if keeps else None
 
-        def to_projected(piece: Tensor) -> tuple[Tensor, Moments, Gate]:
+        def to_projected(piece: Tensor) -> tuple[Tensor, Moments | None, Gate]:
             y = aten.silu_(normalise(piece, hidden, w.scale, w.shift))
             gate = gate_of(y, w)
             y *= gate.gate[:, :, None, None]
             result = pointwise(y, w.project)
-            return result, moments_of(result), gate
+            return result, moments_of(result, block.project.norm), gate
 
         def to_result(part: slice, piece: Tensor) -> None:
             out = normalise(piece, final, w.out_scale, w.out_shift, out=result[part])
@@ -138,14 +137,14 @@ class FusedMBConv(torch.autograd.Function):
                 out += x[part]
 
         raw, moments, expanded = zip(*each(to_raw, pieces), strict=True)
-        hidden = batch_statistics(moments, block.depthwise.norm)
+        hidden = statistics_of(moments, block.depthwise.norm)
         projected, moments, gates = zip(*each(to_projected, raw), strict=True)
-        final = batch_statistics(moments, block.project.norm)
+        final = statistics_of(moments, block.project.norm)
         result = new_images(len(x), projected[0])
         each(to_result, parts(projected), projected)
-        ctx.block, ctx.pieces, ctx.pixels = block, len(pieces), (hidden.pixels, final.pixels)
+        ctx.block, ctx.pieces, ctx.pixels = block, len(pieces), (hidden.pixels, final.pixels, folded and folded.pixels)
         gate = [torch.cat(tensors) for tensors in zip(*gates, strict=True)]
-        kept = *hidden[:2], *final[:2], *gate, *(folded or [None] * len(Folded._fields))
+        kept = *hidden[:2], *final[:2], *gate, *(folded[:6] if folded else [None] * 6)
         ctx.save_for_backward(x, drop, *tensors, *kept, *raw, *projected, *expanded)
         return result
 
@@ -158,8 +157,8 @@ class FusedMBConv(torch.autograd.Function):
         hidden = Statistics(tensors[0], tensors[1], ctx.pixels[0])
         final = Statistics(tensors[2], tensors[3], ctx.pixels[1])
         gate = Gate(*tensors[4:7])
-        folded = Folded(*tensors[7:12]) if tensors[7] is not None else None
-        raw, projected, expanded = (tensors[12 + i * ctx.pieces :][: ctx.pieces] for i in range(3))
+        folded = Folded._make([*tensors[7:13], ctx.pixels[2]]) if tensors[7] is not None else None
+        raw, projected, expanded = (tensors[13 + i * ctx.pieces :][: ctx.pieces] for i in range(3))
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         by_hidden, by_norm, by_project, by_gate, by_final = project_backward(
             gradient, drop, raw, projected, hidden, gate, final, w
@@ -274,6 +273,7 @@ def depthwise_and_expand_backward(
     by_kernel, *by_folded = totals(each(backward, range(len(raw)), parts(raw), raw, expanded))
     by_expand: Sequence[Tensor | None] = (None, None, None)
     if folded is not None:
-        *by_expand, weight, bias = unfold(folded, pixel_count(x), expand[0], expand[1], *by_folded)
-        each(lambda part: by_x[part].add_(pointwise(x[part], weight, bias)), parts(raw))
+        *by_expand, weight, bias = unfold(folded, expand[0], expand[1], *by_folded)
+        if math.isfinite(folded.pixels):
+            each(lambda part: by_x[part].add_(pointwise(x[part], weight, bias)), parts(raw))
     return by_x, by_expand, by_kernel

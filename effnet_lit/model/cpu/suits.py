@@ -13,9 +13,10 @@ SMALLEST_BYTES = 8 * 2**20  # of a batch's activations at their widest; below, w
 
 def suits(module: nn.Module, x: Tensor) -> bool:
     """Whether a function here can stand in for ``module``: a training step on a CPU in full precision, symmetric
-    padding, every BatchNorm in training with running statistics, and enough to do."""
+    padding, every BatchNorm with running statistics, and enough to do."""
     return (
         in_step(x)
+        and module.training
         and widest(module) * x[:, 0].numel() * x.element_size() >= SMALLEST_BYTES
         and all(trains_plainly(part) for part in module.modules())
     )
@@ -30,5 +31,5 @@ def trains_plainly(part: nn.Module) -> bool:
     """For one layer: nothing about it that the functions here leave out."""
     if isinstance(part, _BatchNorm):
         plain = type(part) is nn.BatchNorm2d
-        return plain and part.training and part.momentum is not None and part.track_running_stats
-    return not isinstance(part, nn.Conv2d) or type(part) in (nn.Conv2d, DepthwiseConv2d)
+        return plain and part.momentum is not None and part.running_mean is not None
+    return not isinstance(part, (nn.Conv2d, nn.ReLU6)) or type(part) in (nn.Conv2d, DepthwiseConv2d)

@@ -3,13 +3,15 @@ again in backward. Tensors are (N, C, H, W) in channels_last; a BatchNorm is giv
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from effnet_lit.model.kernels.arithmetic import arithmetic
 from effnet_lit.model.kernels.depthwise import norm_silu_depthwise, norm_silu_depthwise_backward
-from effnet_lit.model.kernels.norms import fold, norm_backward
+from effnet_lit.model.kernels.norms import fold, fold_frozen, norm_backward
 from effnet_lit.model.kernels.pointwise import (
     gate_gradient,
     gate_sums,
@@ -30,6 +32,14 @@ Gradients = tuple[Tensor | None, ...]
 def count(x: Tensor) -> int:
     """Values of each channel."""
     return x.numel() // x.shape[1]
+
+
+def folded_by(norm: nn.BatchNorm2d, x: Tensor, of_x: Tensor | None = None) -> tuple[Tensor, float]:
+    """``norm`` of x folded, by its moments ``of_x`` where they are known, and how many values its statistics are of:
+    the running ones of a frozen layer as if of infinitely many, so that none of them moves these."""
+    if not norm.training:
+        return fold_frozen(norm, arithmetic(x.dtype)), math.inf
+    return fold(moments(x) if of_x is None else of_x, norm, count(x)), count(x)
 
 
 def lines(x: Tensor) -> Tensor:
@@ -75,7 +85,7 @@ class NormSiluDepthwise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, norm: nn.BatchNorm2d, stride: int
     ) -> tuple[Tensor, Tensor]:
-        folded = fold(moments(x), norm, count(x))
+        folded, ctx.values = folded_by(norm, x)
         y, of_y = norm_silu_depthwise(x, folded, kernel, stride)
         ctx.save_for_backward(x, folded, weight, kernel)
         ctx.stride = stride
@@ -87,7 +97,7 @@ class NormSiluDepthwise(torch.autograd.Function):
         x, folded, weight, kernel = ctx.saved_tensors
         dy = channels_last(grads[0])
         dz, sums, dkernel = norm_silu_depthwise_backward(x, dy, folded, kernel, ctx.stride)
-        dweight, dbias, correction = norm_backward(sums, folded, weight, count(x))
+        dweight, dbias, correction = norm_backward(sums, folded, weight, ctx.values)
         return norm_gradient(x, dz, folded, correction), dweight, dbias, dkernel, None, None
 
 
@@ -101,7 +111,7 @@ class NormSiluGate(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, of_y: Tensor, norm: nn.BatchNorm2d, *squeeze: Tensor
     ) -> Tensor:
-        folded = fold(of_y, norm, count(y))
+        folded, ctx.values = folded_by(norm, y, of_y)
         result = squeeze_gate(pool(y, folded), y.shape[2] * y.shape[3], squeeze)
         ctx.save_for_backward(y, folded, weight, *squeeze, *result)
         return gated(y, folded, result.gate)
@@ -111,7 +121,7 @@ class NormSiluGate(torch.autograd.Function):
         y, folded, weight, *others = ctx.saved_tensors
         squeeze, result, de = tuple(others[:4]), Gate(*others[4:]), channels_last(grads[0])
         back = squeeze_gate_backward(gate_sums(y, de, folded), result, y.shape[2] * y.shape[3], squeeze)
-        dweight, dbias, correction = norm_backward(back.norm_sums, folded, weight, count(y))
+        dweight, dbias, correction = norm_backward(back.norm_sums, folded, weight, ctx.values)
         dy = gate_gradient(y, de, folded, result.gate, back.dpooled, correction)
         return dy, dweight, dbias, None, None, *back.parameters
 
@@ -129,7 +139,7 @@ class NormAdd(torch.autograd.Function):
         keep: Tensor | None,
         norm: nn.BatchNorm2d,
     ) -> Tensor:
-        folded = fold(moments(x), norm, count(x))
+        folded, ctx.values = folded_by(norm, x)
         ctx.save_for_backward(x, folded, weight, keep)
         ctx.skips = skip is not None
         return norm_add(x, folded, keep, skip)
@@ -138,7 +148,7 @@ class NormAdd(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
         x, folded, weight, keep = ctx.saved_tensors
         dz = channels_last(grads[0])
-        dweight, dbias, correction = norm_backward(norm_sums(x, dz, folded, keep), folded, weight, count(x))
+        dweight, dbias, correction = norm_backward(norm_sums(x, dz, folded, keep), folded, weight, ctx.values)
         dx = norm_gradient(x, dz, folded, correction, keep)
         return dx, dweight, dbias, dz if ctx.skips else None, None, None
 
@@ -148,7 +158,7 @@ class NormSiluPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        folded = fold(moments(y), norm, count(y))
+        folded, ctx.values = folded_by(norm, y)
         ctx.save_for_backward(y, folded, weight)
         return pool(y, folded) / (y.shape[2] * y.shape[3])
 
@@ -156,5 +166,5 @@ class NormSiluPool(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
         y, folded, weight = ctx.saved_tensors
         dpooled = grads[0] / (y.shape[2] * y.shape[3])
-        dweight, dbias, correction = norm_backward(pool_sums(y, folded, dpooled), folded, weight, count(y))
+        dweight, dbias, correction = norm_backward(pool_sums(y, folded, dpooled), folded, weight, ctx.values)
         return pool_gradient(y, folded, dpooled, correction), dweight, dbias, None

@@ -19,7 +19,7 @@ from triton.runtime import JITFunction
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
-def launch(kernel: Any, programs: int, *arguments: Tensor | int, warps: int = 4, **options: Any) -> None:
+def launch(kernel: Any, programs: int, *arguments: Tensor | float, warps: int = 4, **options: Any) -> None:
     """Start so many programs; the first argument is a tensor. For tensors without contents, by which memory is counted,
     nothing is started; under ``compiled_side_by_side`` the kernel is compiled for such.
 

@@ -23,13 +23,14 @@ def available() -> bool:
 
 
 def covers(block: MBConv, x: Tensor) -> bool:
-    """Whether the kernels compute this block: plain BatchNorms in training, symmetric padding, more than one pixel."""
+    """Whether the kernels compute this block in training: plain BatchNorms, symmetric padding, more than one pixel."""
     convolution = block.depthwise.conv
     expansion: Any = block.expand
     return (
-        plain_in_training(block.depthwise.norm)
-        and plain_in_training(block.project.norm)
-        and (not isinstance(expansion, nn.Sequential) or plain_in_training(expansion.norm))
+        block.training
+        and plain(block.depthwise.norm)
+        and plain(block.project.norm)
+        and (not isinstance(expansion, nn.Sequential) or plain(expansion.norm))
         and type(convolution) is DepthwiseConv2d
         and (x.shape[0] > 1 or max(x.shape[2:]) > convolution.stride[0])
     )
@@ -38,8 +39,9 @@ def covers(block: MBConv, x: Tensor) -> bool:
 def covers_stem(stem: ConvNorm, first: MBConv, images: Tensor) -> bool:
     """Whether the kernels compute the stem's BatchNorm and SiLU on the way into the first block's convolution."""
     return (
-        type(stem.conv) is nn.Conv2d
-        and plain_in_training(stem.norm)
+        stem.training
+        and type(stem.conv) is nn.Conv2d
+        and plain(stem.norm)
         and isinstance(first.expand, nn.Identity)
         and len(images) > 1
         and covers(first, images)
@@ -48,20 +50,20 @@ def covers_stem(stem: ConvNorm, first: MBConv, images: Tensor) -> bool:
 
 def covers_head(head: ConvNorm, images: Tensor) -> bool:
     """Whether the kernels compute the head, with the mean over an image."""
-    return plain_in_training(head.norm) and len(images) > 1
+    return head.training and plain(head.norm) and len(images) > 1
 
 
-def plain_in_training(norm: Any) -> bool:
-    """Neither frozen nor synchronised between processes."""
-    plain = type(norm) is nn.BatchNorm2d and norm.training and norm.track_running_stats and norm.affine
-    return plain and norm.momentum is not None
+def plain(norm: Any) -> bool:
+    """With statistics of its own, not synchronised between processes; in training, or frozen in evaluation."""
+    usual = type(norm) is nn.BatchNorm2d and norm.running_mean is not None and norm.affine
+    return usual and norm.momentum is not None
 
 
 def mbconv_with_kernels(block: MBConv, x: Tensor, stem: ConvNorm | None = None) -> Tensor:
     """``block(x)``, (N, C, H, W) in channels_last, of a block that the kernels cover; or ``block(stem(x))``.
 
     Backward keeps the block's input, the raw outputs of its convolutions and the projection's input, and recomputes the
-    rest. Running statistics are updated as by ``nn.BatchNorm2d``.
+    rest. Running statistics are updated, or frozen, as by ``nn.BatchNorm2d``.
     """
     assert covers(block, x)
     from effnet_lit.model.kernels.fused import NormAdd, NormSiluDepthwise, NormSiluGate, Pointwise, channels_last

@@ -1,4 +1,7 @@
-"""A BatchNorm in training from what kernels summed: folded into scale and shift, and its gradients."""
+"""A BatchNorm from what kernels summed: folded into scale and shift, and its gradients.
+
+In evaluation mode it is frozen: it keeps its running statistics, and no gradient goes through them.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +47,19 @@ def fold(moments: Tensor, norm: nn.BatchNorm2d, size: int) -> Tensor:
     return folded
 
 
-def norm_backward(sums: Tensor, folded: Tensor, weight: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def fold_frozen(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
+    """``fold`` by the running statistics, which stay as they are."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    inverse = (norm.running_var + norm.eps).rsqrt()
+    scale = norm.weight * inverse
+    return torch.stack([scale, norm.bias - norm.running_mean * scale, norm.running_mean, inverse]).to(dtype)
+
+
+def norm_backward(sums: Tensor, folded: Tensor, weight: Tensor, size: float) -> tuple[Tensor, Tensor, Tensor]:
     """(dweight, dbias, correction) from the sums [2, programs, C] of dz and dz * (x - mean).
 
     The correction [2, C] is what the batch's mean and variance take from scale * dz: a constant, a slope in x - mean
-    (arXiv 1502.03167, section 3).
+    (arXiv 1502.03167, section 3); nothing where ``size`` is infinite, as it is of a frozen layer.
     """
     _, programs, channels = sums.shape
     dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
