@@ -86,7 +86,7 @@ def from_file(folder: Path, name: str = "model_name") -> dict[str, Any]:
     from effnet_lit.model.weights import load_weights
 
     file = folder / "lite0.safetensors"
-    save_file({timm_name(key): value for key, value in load_weights("imagenet", LITE).state.items()}, file)
+    save_file({timm_name(key): value.contiguous() for key, value in load_weights("imagenet", LITE).state.items()}, file)
     return {name: "tf_efficientnet_lite0", "pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
 
 
