@@ -195,6 +195,20 @@ def images(height: int = 7, width: int = 6) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
+def assert_same_step(block: MBConv, plain_block: MBConv, x: Tensor) -> None:
+    """Values, gradients and buffers of ``block`` by the kernels are those of ``plain_block`` by its modules."""
+    wanted, found = plain_block(x), mbconv_with_kernels(block, x)
+    torch.testing.assert_close(found, wanted, **EXACT)
+    upstream = torch.randn_like(wanted)
+    wanted_grads = torch.autograd.grad(wanted, (x, *plain_block.parameters()), upstream)
+    grads = torch.autograd.grad(found, (x, *block.parameters()), upstream)
+    for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
+        assert wanted_grad.abs().max() > 1e-3
+        torch.testing.assert_close(grad, wanted_grad, **EXACT)
+    for (name, buffer), wanted_buffer in zip(block.named_buffers(), plain_block.buffers(), strict=True):
+        torch.testing.assert_close(buffer, wanted_buffer, **EXACT, msg=name)
+
+
 @pytest.mark.parametrize(
     ("shape", "side", "programs"),
     [((6, 3, 1, 4), 7, 1024), ((6, 5, 2, 5), 13, 1), ((4, 5, 1, 5), 3, 1024), ((1, 3, 1, 4), 13, 1)],
@@ -204,17 +218,7 @@ def test_mbconv(shape: tuple[int, int, int, int], side: int, programs: int, monk
     block = mbconv(*shape)
     plain_block = copy.deepcopy(block)
     for _ in range(2):  # running statistics move twice
-        x = images(side, side - 1)
-        wanted, found = plain_block(x), mbconv_with_kernels(block, x)
-        torch.testing.assert_close(found, wanted, **EXACT)
-        upstream = torch.randn_like(wanted)
-        wanted_grads = torch.autograd.grad(wanted, (x, *plain_block.parameters()), upstream)
-        grads = torch.autograd.grad(found, (x, *block.parameters()), upstream)
-        for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
-            assert wanted_grad.abs().max() > 1e-3
-            torch.testing.assert_close(grad, wanted_grad, **EXACT)
-    for (name, buffer), wanted in zip(block.named_buffers(), plain_block.buffers(), strict=True):
-        torch.testing.assert_close(buffer, wanted, **EXACT, msg=name)
+        assert_same_step(block, plain_block, images(side, side - 1))
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 1, 4), (6, 5, 2, 5), (1, 3, 1, 4)])
@@ -226,18 +230,9 @@ def test_mbconv_with_frozen_statistics(shape: tuple[int, int, int, int], frozen:
     for name, module in block.named_modules():
         if isinstance(module, nn.BatchNorm2d) and frozen in name:
             module.eval()
-    before, x = copy.deepcopy(block), images()
-    plain_block = copy.deepcopy(block)
-    wanted, found = plain_block(x), mbconv_with_kernels(block, x)
-    torch.testing.assert_close(found, wanted, **EXACT)
-    upstream = torch.randn_like(wanted)
-    wanted_grads = torch.autograd.grad(wanted, (x, *plain_block.parameters()), upstream)
-    grads = torch.autograd.grad(found, (x, *block.parameters()), upstream)
-    for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
-        assert wanted_grad.abs().max() > 1e-3
-        torch.testing.assert_close(grad, wanted_grad, **EXACT)
-    for (name, buffer), wanted, old in zip(block.named_buffers(), plain_block.buffers(), before.buffers(), strict=True):
-        torch.testing.assert_close(buffer, wanted, **EXACT, msg=name)
+    before, plain_block = copy.deepcopy(block), copy.deepcopy(block)
+    assert_same_step(block, plain_block, images())
+    for (name, buffer), old in zip(block.named_buffers(), before.buffers(), strict=True):
         assert torch.equal(buffer, old) == (frozen in name), name
 
 

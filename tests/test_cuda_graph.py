@@ -226,6 +226,7 @@ def test_kernels_are_chosen_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> N
     ("obstacle", "reason"),
     [
         ("resnet", "for EfficientNet"),
+        ("lite0", "B0 to B7"),
         ("padding", "TensorFlow"),
         ("blocks", "checkpointing blocks"),
     ],
@@ -238,6 +239,8 @@ def test_what_kernels_do_not_compute(obstacle: str, reason: str, monkeypatch: py
         if obstacle == "resnet"
         else EfficientNet(padding="same" if obstacle == "padding" else "symmetric")
     )
+    if obstacle == "lite0":
+        net = EfficientNet("efficientnet_lite0")
     if isinstance(net, EfficientNet) and obstacle == "blocks":
         net.set_gradient_checkpointing("blocks")
     given = nn.Linear(1, 1) if obstacle == "resnet" else net

@@ -144,7 +144,7 @@ class FusedMBConv(torch.autograd.Function):
         each(to_result, parts(projected), projected)
         ctx.block, ctx.pieces, ctx.pixels = block, len(pieces), (hidden.pixels, final.pixels, folded and folded.pixels)
         gate = [torch.cat(tensors) for tensors in zip(*gates, strict=True)]
-        kept = *hidden[:2], *final[:2], *gate, *(folded[:6] if folded else [None] * 6)
+        kept = *hidden[:2], *final[:2], *gate, *(folded or [None] * len(Folded._fields))[:-1]
         ctx.save_for_backward(x, drop, *tensors, *kept, *raw, *projected, *expanded)
         return result
 
