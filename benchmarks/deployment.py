@@ -25,7 +25,7 @@ from effnet_lit.deploy.export import to_onnx
 from effnet_lit.deploy.onnx_file import ask, session_of
 from effnet_lit.deploy.predict import answer
 from effnet_lit.evaluation.metrics import wilson_interval
-from effnet_lit.export_command import held_out
+from effnet_lit.export_command import ROUNDED_BY, held_out
 
 RESULTS = Path(__file__).parent / "results" / "deployment.json"
 Prepare = Callable[[np.ndarray, int], np.ndarray]
@@ -94,13 +94,15 @@ def measure(run: Path) -> dict[str, Any]:
     """For each way: how many answers are other than ``effnet predict``'s, and how many are right."""
     classifier = load_model(run)
     size = classifier.header.eval_size
-    session, small = (session_of(to_onnx(classifier, eight_bits).SerializeToString()) for eight_bits in (False, True))
+    photographs = held_out(run)
+    typical = (square for _, square, _ in readable(photographs[::ROUNDED_BY], classifier.header))
+    session, small = (session_of(to_onnx(classifier, by).SerializeToString()) for by in (None, typical))
     with open(run / "test_predictions.csv", newline="", encoding="utf-8") as file:
         labels = {row["path"]: classifier.header.class_names.index(row["label"]) for row in csv.DictReader(file)}
 
     answers: dict[str, list[int]] = {name: [] for name in (PREDICT, SMALL, *WAYS)}
     right = []
-    for path, square, image in readable(held_out(run), classifier.header):
+    for path, square, image in readable(photographs, classifier.header):
         right.append(labels[path])
         answers[PREDICT].append(int(answer(classifier, [square])[0][0].argmax()))
         answers[SMALL].append(ask(small, image).verdict[0])

@@ -138,7 +138,7 @@ def export(
     check: Annotated[
         Path | None, typer.Option(help="images to compare on; otherwise those that the run held out")
     ] = None,
-    small: Annotated[bool, typer.Option("--small", help="weights in 8 bits: a quarter of the size, no faster")] = False,
+    small: Annotated[bool, typer.Option("--small", help="weights in 8 bits: a third of the size, no faster")] = False,
 ) -> None:
     """Write a model as ONNX for apps, edge devices and servers, and compare its answers with predict's."""
     from effnet_lit.export_command import export_model

@@ -15,6 +15,7 @@ from effnet_lit import compose, fit, load_model
 from effnet_lit.composition import LAYER_DECAY
 from effnet_lit.config import Config, UserError
 from effnet_lit.data.prepare import PreparedData, prepare
+from effnet_lit.deploy.eight_bits import rounded
 from effnet_lit.evaluation.features import answers_and_features
 from effnet_lit.evaluation.metrics import predict_probabilities, wilson_interval
 from effnet_lit.model.efficientnet import EfficientNet
@@ -58,6 +59,20 @@ def test_a_constant_feature_does_no_harm() -> None:
     x[:, 2] = 0.0
     weight, bias = fit_linear(x, labels, 3)
     assert weight.isfinite().all() and bias.isfinite().all()
+
+
+def test_a_feature_that_hardly_any_image_shows_does_not_drown_the_others() -> None:
+    x, labels = blobs(600, 4, 10)
+    drawn = torch.Generator().manual_seed(1)
+    rare = 0.01 * (torch.rand(600, 200, generator=drawn) < 0.004)
+    x, seen = torch.cat([x, rare], 1), torch.arange(600) < 300
+    weight, bias = fit_linear(x[seen], labels[seen], 4)
+    expected = (x[~seen] @ weight.t() + bias).argmax(1)
+    integers, scale = rounded(weight.numpy())
+    in_8_bits = torch.from_numpy(integers * scale)
+    assert ((x[~seen] @ in_8_bits.t() + bias).argmax(1) != expected).float().mean() < 0.02
+    x[:, 10:] *= 10
+    assert ((x[~seen] @ weight.t() + bias).argmax(1) != expected).float().mean() < 0.05
 
 
 @pytest.fixture

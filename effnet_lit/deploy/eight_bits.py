@@ -1,49 +1,71 @@
-"""Weights of an ONNX file in 8 bits: a quarter of the size, the same speed.
+"""Weights of an ONNX file in 8 bits: less than a third of the size, the same speed.
 
 Only weights are rounded. Activations stay as they are: rounding those too is not tried here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-LEAST = 2048  # numbers; smaller weights weigh nothing
+from effnet_lit.deploy.onnx_file import session_of
+
+LEAST = 16_384  # numbers; smaller weights are a fifteenth of the file, and in 8 bits nearly half of the error
 LAYERS = ("Conv", "Gemm", "MatMul")
 STEPS = 127  # on either side of 0
 
 
-def in_eight_bits(model: onnx.ModelProto, untouched: np.ndarray | None) -> onnx.ModelProto:
+def in_eight_bits(
+    model: onnx.ModelProto, images: Iterable[np.ndarray], untouched: np.ndarray | None
+) -> onnx.ModelProto:
     """The same graph, with the weights of its layers as int8 times one float32 for each row (output channel of a
     convolution). ONNX Runtime multiplies once, when it loads the file.
 
+    What rounding adds to the mean of a layer's output is taken from its bias (arXiv 1906.04721, 4.2), but for layers
+    without one in ONNX (MatMul) and for the borders of images.
+
     Args:
+        images: uint8 (H, W, 3), typical ones, at least one; means are theirs.
         untouched: a matrix that stays in float32.
     """
     small = onnx.ModelProto()
     small.CopyFrom(model)
     graph = small.graph
-    weights = {name for node in graph.node if node.op_type in LAYERS for name in node.input[1:2]}
-    nodes: list[onnx.NodeProto] = []
-    met = untouched is None
-    for tensor in list(graph.initializer):
-        values = numpy_helper.to_array(tensor)
-        if tensor.name not in weights or values.size < LEAST:
-            continue
-        if untouched is not None and np.array_equal(values, untouched):
-            met = True
-            continue
-        integers, scale = rounded(values)
-        whole, factor, product = (f"{tensor.name}_{part}" for part in ("int8", "scale", "float"))
-        graph.initializer.remove(tensor)
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    large = [node for node in graph.node if is_large(node, tensors)]
+    layers = [node for node in large if untouched is None or not np.array_equal(tensors[node.input[1]], untouched)]
+    assert untouched is None or len(layers) < len(large), "the matrix that stays in float32 is not in the graph"
+    means = mean_inputs(model, [node.input[0] for node in layers], images)
+    products: list[onnx.NodeProto] = []
+    for node in layers:
+        name = node.input[1]
+        integers, scale = rounded(tensors[name])
+        whole, factor, product, shifted = (f"{name}_{part}" for part in ("int8", "scale", "float", "shifted"))
+        products.append(helper.make_node("Cast", [whole], [product], to=onnx.TensorProto.FLOAT))
+        products.append(helper.make_node("Mul", [product, factor], [name]))
         graph.initializer.extend([numpy_helper.from_array(integers, whole), numpy_helper.from_array(scale, factor)])
-        nodes.append(helper.make_node("Cast", [whole], [product], to=onnx.TensorProto.FLOAT))
-        nodes.append(helper.make_node("Mul", [product, factor], [tensor.name]))
-    assert met, "the matrix that stays in float32 is not in the graph"
-    for node in reversed(nodes):
-        graph.node.insert(0, node)
+        if node.op_type == "MatMul":
+            continue
+        bias = mean_output(tensors[name] - integers * scale, means[node.input[0]])
+        if len(node.input) == 3:
+            bias += tensors[node.input.pop()]
+        node.input.append(shifted)
+        graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), shifted))
+    for product in reversed(products):
+        graph.node.insert(0, product)
+    used = {name for node in graph.node for name in node.input} - {name for node in products for name in node.output}
+    needed = [tensor for tensor in graph.initializer if tensor.name in used]
+    graph.ClearField("initializer")
+    graph.initializer.extend(needed)
     return small
+
+
+def is_large(node: onnx.NodeProto, tensors: dict[str, np.ndarray]) -> bool:
+    """Whether this is a layer whose weights are worth storing in 8 bits."""
+    return node.op_type in LAYERS and node.input[1] in tensors and tensors[node.input[1]].size >= LEAST
 
 
 def rounded(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,3 +74,24 @@ def rounded(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = (np.abs(weights).max(axis=rows, keepdims=True) / STEPS).astype(np.float32)
     scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1))
     return np.round(weights / scale).astype(np.int8), scale
+
+
+def mean_inputs(model: onnx.ModelProto, names: list[str], images: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """The mean (C,) over images and pixels of the activations (N, C, ...) that bear these names."""
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    names = sorted(set(names))
+    seen.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    session = session_of(seen.SerializeToString())
+    means: list[list[np.ndarray]] = []
+    for image in images:
+        found = (np.asarray(activations) for activations in session.run(names, {"image": image[None]}))
+        means.append([activations.mean(axis=(0, *range(2, activations.ndim))) for activations in found])
+    return {name: np.mean(each, axis=0) for name, each in zip(names, zip(*means, strict=True), strict=True)}
+
+
+def mean_output(weights: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """(E, C / groups, ...) applied to an image that is ``mean`` (C,) everywhere -> (E,)."""
+    whole = weights.reshape(*weights.shape[:2], -1).sum(2)
+    groups = len(mean) // whole.shape[1]
+    return (whole * mean.reshape(groups, -1).repeat(len(whole) // groups, axis=0)).sum(1)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from onnx.compose import merge_models
@@ -87,10 +89,13 @@ class Answers(nn.Module):
         return probabilities, probabilities.amax(1) >= self.sure_from, unlike > self.unlike_above
 
 
-def to_onnx(classifier: ImageClassifier, eight_bits: bool = False) -> onnx.ModelProto:
+def to_onnx(classifier: ImageClassifier, typical: Iterable[np.ndarray] | None = None) -> onnx.ModelProto:
     """uint8 ``image`` (N, H, W, 3), upright RGB of any height and width -> ``probabilities``, ``sure`` and ``unlike``.
 
-    The model file's header and the names of its classes lie in it as metadata; ``eight_bits`` is for the weights.
+    The model file's header and the names of its classes lie in it as metadata.
+
+    Args:
+        typical: images, uint8 (H, W, 3); with them weights are stored in 8 bits.
     """
     header = classifier.header
     example = torch.zeros(2, header.eval_size, header.eval_size, 3, dtype=torch.uint8)
@@ -117,9 +122,9 @@ def to_onnx(classifier: ImageClassifier, eight_bits: bool = False) -> onnx.Model
         output.type.tensor_type.shape.dim[0].dim_param = "n"
     for item in (*whole.graph.node, *whole.graph.output):
         item.ClearField("metadata_props")  # where on this machine the code lies that made them
-    if eight_bits:
+    if typical is not None:
         known = classifier.familiarity  # a thousandth of it tells familiar from unlike
-        whole = in_eight_bits(whole, None if known is None else known.directions.T.numpy())
+        whole = in_eight_bits(whole, typical, None if known is None else known.directions.T.numpy())
     onnx.checker.check_model(whole, full_check=True)
     texts = {HEADER: json.dumps(asdict(header), ensure_ascii=False), CLASSES: json.dumps(header.class_names)}
     onnx.helper.set_model_props(whole, texts)

@@ -17,7 +17,7 @@ from effnet_lit.evaluation.metrics import wilson_interval
 from effnet_lit.model.modelfile import ImageClassifier
 from effnet_lit.model.zoo import last_layer
 
-DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # on the weights of standardised features
+DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # on the weights of scaled features
 HELD_OUT = 5  # every fifth image chooses among them
 ITERATIONS = 100
 
@@ -60,17 +60,20 @@ def fit_head(classifier: ImageClassifier, data: PreparedData) -> Preview:
 def fit_linear(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression: weight (classes, C) and bias (classes) for features (N, C).
 
-    The decay is chosen on every fifth image, then all are fitted.
+    The decay is chosen on every fifth image, then all are fitted. Features are divided by the root of their standard
+    deviation (Pareto scaling, van den Berg et al. 2006): by all of it, a feature that hardly any image shows would get
+    a weight hundreds of times the others'.
     """
-    mean, deviation = x.mean(0), x.std(0).clamp_min(1e-6)
-    z = ((x - mean) / deviation).double()
+    mean, deviation = x.mean(0), x.std(0)
+    scale = (deviation * deviation.square().mean().sqrt()).sqrt().clamp_min(1e-6)
+    z = ((x - mean) / scale).double()
     held_out = torch.arange(len(z)) % HELD_OUT == 0
     losses = []
     for decay in DECAYS:
         weight, bias = descend(z[~held_out], labels[~held_out], classes, decay)
         losses.append(float(functional.cross_entropy(z[held_out] @ weight.t() + bias, labels[held_out])))
     weight, bias = descend(z, labels, classes, DECAYS[int(np.argmin(losses))])
-    weight = weight / deviation
+    weight = weight / scale
     return weight.float(), (bias - weight @ mean.double()).float()
 
 
