@@ -27,8 +27,11 @@ SPLIT_SEED = 0  # of every contender and every seed: what is compared is trainin
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not in the JSON file yet, then print the table."""
-    options = parser().parse_args(arguments)
+    of = parser()
+    options = of.parse_args(arguments)
     usual = tuple(fine_tuning_runs.CONTENDERS) if options.weights == "lite0" else USUAL
+    if options.weights == "lite0" and not set(options.contenders or ()) <= set(usual):
+        of.error(f"from Lite0's weights only {', '.join(usual)} are trained")
     for folder in options.data:
         with tempfile.TemporaryDirectory() as work:
             parts = split(folder, Path(work), options.per_class)

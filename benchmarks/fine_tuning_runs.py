@@ -60,7 +60,8 @@ def fastai_run(run: Run) -> dict[str, Any]:
     crops = {"size": run.size, "min_scale": use.pop("min_scale")} if "min_scale" in use else {}
     seeded(run.seed)
     batches = vision.ImageDataLoaders.from_folder(
-        run.parts, train="train", valid="val", num_workers=WORKERS, device=torch.device("cpu"),
+        run.parts, train="train", valid="val", num_workers=WORKERS, persistent_workers=True,
+        device=torch.device("cpu"),
         item_tfms=vision.Resize(run.size * 8 // 7 if crops else run.size, method=vision.ResizeMethod.Squish),
         batch_tfms=vision.aug_transforms(**crops),
     )  # fmt: skip

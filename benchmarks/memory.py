@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of.add_argument("--device", choices=tuple(BATCHES), default="cpu")
     of.add_argument("--batch", type=int, nargs="+", help="images a step (default 8 to 64, or to 512 on a GPU)")
     of.add_argument("--size", type=int, nargs="+", default=SIZES, help="pixels a side")
+    of.add_argument("--model", choices=("efficientnet_b0", "efficientnet_lite0"), default="efficientnet_b0")
+    of.add_argument("--frozen", action="store_true", help="BatchNorm, as when loaded weights are trained on")
     of.add_argument("--output", type=Path, default=RESULTS)
     options = of.parse_args(arguments)
     grid = [
@@ -36,12 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = []
     print("batch  px   mode         predicted   measured   error")
     for batch, size, mode in grid:
-        cells.append(measured_cell(options.device, batch, size, mode))
+        cells.append(measured_cell(options.device, batch, size, mode, options.model, options.frozen))
         print(line(cells[-1]), flush=True)
     worst = max(abs(cell["error_percent"]) for cell in cells)
     print("largest error:", verdict(worst, ERROR, "%", most=True))
     results = json.loads(options.output.read_text(encoding="utf-8")) if options.output.is_file() else {}
-    results[options.device] = {"machine": machine(), "steps": STEPS, "cells": cells}
+    kind = " frozen" if options.frozen else ""
+    usual = options.model == "efficientnet_b0" and not options.frozen
+    results[options.device if usual else f"{options.device}, {options.model}{kind}"] = {
+        "machine": machine(),
+        "steps": STEPS,
+        "cells": cells,
+    }
     options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
@@ -51,16 +59,16 @@ def line(cell: dict[str, Any]) -> str:
     return f"{cell['batch']:5} {cell['size']:4}  {cell['mode']:11} {predicted} {found} {cell['error_percent']:+6.1f}%"
 
 
-def measured_cell(device: str, batch: int, size: int, mode: str) -> dict[str, Any]:
+def measured_cell(device: str, batch: int, size: int, mode: str, name: str, frozen: bool) -> dict[str, Any]:
     """Each in a process of its own."""
     process = Process()
     try:
-        predicted = process.call(predict, device, batch, size, mode)
+        predicted = process.call(predict, device, batch, size, mode, name, frozen)
     finally:
         process.close()
     process = Process()
     try:
-        found = process.call(measure, device, batch, size, mode)
+        found = process.call(measure, device, batch, size, mode, name, frozen)
     finally:
         process.close()
     error = 100 * (predicted / found - 1)
@@ -68,24 +76,24 @@ def measured_cell(device: str, batch: int, size: int, mode: str) -> dict[str, An
     return cell | {"error_percent": round(error, 2)}
 
 
-def predict(device: str, batch: int, size: int, mode: str) -> int:
+def predict(device: str, batch: int, size: int, mode: str, name: str, frozen: bool) -> int:
     """What a run would say."""
     from effnet_lit.training.memory import step_peak, with_overhead
 
     where, precision = ("cuda", "bf16-mixed") if device == "gpu" else ("cpu", "32-true")
-    return with_overhead(step_peak(network(mode), batch, size, where, precision), where, mode)
+    return with_overhead(step_peak(network(mode, name), batch, size, where, precision, frozen), where, mode)
 
 
-def network(mode: str) -> Any:
-    """B0 for ten classes."""
+def network(mode: str, name: str) -> Any:
+    """For ten classes."""
     from effnet_lit.model.efficientnet import EfficientNet
 
-    result = EfficientNet(num_classes=10)
+    result = EfficientNet(name, num_classes=10)
     result.set_gradient_checkpointing(mode)
     return result
 
 
-def measure(device: str, batch: int, size: int, mode: str) -> int:
+def measure(device: str, batch: int, size: int, mode: str, name: str, frozen: bool) -> int:
     """The most that training steps took: anonymous memory above the idle process, or what PyTorch reserved of a GPU.
 
     The weight average and the images that wait for augmentation are there as in a run.
@@ -97,6 +105,7 @@ def measure(device: str, batch: int, size: int, mode: str) -> int:
 
     from benchmarks.many import anonymous_bytes, peak
     from effnet_lit.allocator import keep_freed_memory
+    from effnet_lit.model.zoo import freeze_batchnorm
 
     if device == "cpu":
         keep_freed_memory()
@@ -105,7 +114,9 @@ def measure(device: str, batch: int, size: int, mode: str) -> int:
 
     assert effnet_lit.model.efficientnet
     idle = anonymous_bytes() if device == "cpu" else 0
-    model = network(mode).train().to(where).to(memory_format=torch.channels_last)
+    model = network(mode, name).train().to(where).to(memory_format=torch.channels_last)
+    if frozen:
+        freeze_batchnorm(model)
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     varied = torch.randn(batch, 3, size, size, device=where)

@@ -16,8 +16,8 @@ from torchvision.models import efficientnet_b0
 from effnet_lit.config import UserError
 from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu import suits
-from effnet_lit.model.efficientnet import EfficientNet
-from effnet_lit.model.zoo import create_model, set_gradient_checkpointing
+from effnet_lit.model.efficientnet import ConvNorm, EfficientNet
+from effnet_lit.model.zoo import create_model, freeze_batchnorm, set_gradient_checkpointing
 
 MODES = ("off", "activations", "blocks")
 
@@ -31,10 +31,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-def network(mode: str) -> EfficientNet:
+def network(mode: str, name: str = "efficientnet_b0", frozen: bool = False) -> EfficientNet:
     torch.manual_seed(0)
-    result = EfficientNet(num_classes=3)
+    result = EfficientNet(name, num_classes=3)
     result.set_gradient_checkpointing(mode)
+    if frozen:
+        freeze_batchnorm(result)
     return result
 
 
@@ -54,10 +56,13 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
     return {name.rpartition(".")[2] for name in a if not torch.equal(a[name], b[name])}
 
 
-def test_all_modes_give_the_same_weights_and_buffers(way: str) -> None:
-    off = train(network("off"))
-    assert differing(off, train(network("activations"))) == set()
-    assert differing(off, train(network("blocks"))) == set()
+@pytest.mark.parametrize(
+    ("name", "frozen"), [("efficientnet_b0", False), ("efficientnet_b0", True), ("efficientnet_lite0", True)]
+)
+def test_all_modes_give_the_same_weights_and_buffers(way: str, name: str, frozen: bool) -> None:
+    off = train(network("off", name, frozen))
+    assert differing(off, train(network("activations", name, frozen))) == set()
+    assert differing(off, train(network("blocks", name, frozen))) == set()
 
 
 def test_the_usual_way_would_be_caught(way: str) -> None:
@@ -91,6 +96,16 @@ def test_bytes_kept_beside_torchvision(way: str) -> None:
     assert share["off"] < (1.01 if way == "modules" else 0.65)
     assert share["activations"] < 0.55
     assert share["blocks"] < 0.35
+
+
+@pytest.mark.parametrize(("name", "most"), [("efficientnet_b0", 0.75), ("efficientnet_lite0", 0.65)])
+def test_frozen_batchnorm_keeps_scaled_kernels_alone(name: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the same with BatchNorm for itself, by the modules."""
+    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    images = torch.randn(16, 3, 128, 128)
+    kept = kept_bytes(network("off", name, frozen=True), images)
+    monkeypatch.setattr(ConvNorm, "frozen", lambda self: False)
+    assert kept < most * kept_bytes(network("off", name, frozen=True), images)
 
 
 def test_only_the_gates_convolutions_run_again_with_activations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,7 +278,8 @@ def test_where_the_modules_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not suits(block, x)
     assert not suits(copy.deepcopy(block).eval(), x)  # gradients of an evaluation, as heat maps take them
-    assert not suits(next(EfficientNet(padding="same").blocks()), x)
+    first, second, *_ = EfficientNet(padding="same").blocks()
+    assert suits(first, x) and not suits(second, torch.randn(2, 16, 8, 8))  # of stride 2
     lite = EfficientNet("efficientnet_lite0")
     assert not suits(next(lite.blocks()), x) and not suits(lite.stem, torch.randn(2, 3, 8, 8))
     synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(next(network().blocks()))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from effnet_lit.model.efficientnet import EfficientNet, MBConv
+from effnet_lit.model import efficientnet
+from effnet_lit.model.efficientnet import ConvNorm, EfficientNet, MBConv
+from effnet_lit.model.relu6 import ReLU6
+from effnet_lit.model.zoo import freeze_batchnorm
 
 
 def test_b0_has_the_papers_parameters_and_operations() -> None:
@@ -95,3 +99,48 @@ def test_squeeze_is_a_quarter_of_the_input_channels() -> None:
             block.depthwise.conv.in_channels if isinstance(block.expand, nn.Identity) else block.expand.conv.in_channels
         )
         assert block.squeeze_excite.reduce.out_channels == width // 4
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])
+def test_frozen_batchnorm_as_part_of_the_convolution_is_the_same(
+    name: str, padding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients of a step by the modules, in float64, as with BatchNorm for itself; its buffers stay."""
+    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    torch.manual_seed(0)
+    network = EfficientNet(name, 3, padding=padding).double()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -1, 2), (module.running_mean, -1, 1)):
+                nn.init.uniform_(tensor, low, high)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    images = torch.randn(3, 3, 47, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+
+    def step() -> dict[str, Tensor]:
+        twin = copy.deepcopy(network)
+        freeze_batchnorm(twin)
+        torch.manual_seed(1)
+        logits = twin(images)
+        logits.square().sum().backward()
+        assert all(p.grad is not None for p in twin.parameters())
+        gradients = {key: p.grad for key, p in twin.named_parameters() if p.grad is not None}
+        return {"logits": logits.detach(), **gradients, **dict(twin.named_buffers())}
+
+    ours = step()
+    monkeypatch.setattr(ConvNorm, "frozen", lambda self: False)
+    theirs = step()
+    assert theirs["logits"].std() > 0.1
+    for key, value in theirs.items():
+        assert (ours[key] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), key
+    for key, value in network.named_buffers():
+        assert torch.equal(ours[key], value), key
+
+
+def test_relu6_as_pytorchs() -> None:
+    """Also at 0 and at 6, where the gradient is a choice."""
+    x = torch.tensor([-1.0, 0.0, 1e-6, 3.0, 6.0, 7.0, math.inf], requires_grad=True)
+    ours, theirs = ReLU6()(x), nn.ReLU6()(x)
+    assert torch.equal(ours, theirs) and torch.equal(ReLU6().eval()(x), theirs)
+    (gradient,), (expected,) = (torch.autograd.grad(y.sum(), x) for y in (ours, theirs))
+    assert torch.equal(gradient, expected)

@@ -139,7 +139,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a GB, and 100, 50 or 10 MB for each image, as bf16 on a GPU would, times two."""
     each = {"off": 100_000_000, "activations": 50_000_000, "blocks": 10_000_000}
 
-    def bytes_of(model: EfficientNet, batch: int, size: int, device: str, precision: str) -> int:
+    def bytes_of(model: EfficientNet, batch: int, size: int, device: str, precision: str, frozen: bool) -> int:
         return 500_000_000 + batch * each[model.gradient_checkpointing]
 
     monkeypatch.setattr(step_plan, "step_peak", bytes_of)

@@ -24,6 +24,7 @@ from effnet_lit.model.kernels.mbconv import (
     head_with_kernels,
     mbconv_with_kernels,
 )
+from effnet_lit.model.relu6 import ReLU6
 from effnet_lit.model.scaling import LITE, SCALES, scale_channels, scale_repeats
 
 
@@ -54,12 +55,12 @@ B0_STAGES = (
 class SamePaddingConv2d(nn.Conv2d):
     """Convolution with TensorFlow's padding: at stride 2 the odd pixel goes to the right and the bottom."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (bottom, top), (right, left) = (
             same_padding(size, kernel, stride)
             for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)
         )
-        return super().forward(functional.pad(input, (left, right, top, bottom)))
+        return super()._conv_forward(functional.pad(input, (left, right, top, bottom)), weight, bias)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -69,7 +70,11 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, BatchNorm and, unless ``activation`` is off, SiLU, in Lite0 ReLU6; settings as ``EfficientNet``."""
+    """Convolution, BatchNorm and, unless ``activation`` is off, SiLU, in Lite0 ReLU6; settings as ``EfficientNet``.
+
+    In training where BatchNorm is frozen, the two are one convolution of a scaled kernel: a pass over the activations
+    less, and of them the raw ones are not kept for backward.
+    """
 
     def __init__(
         self,
@@ -81,7 +86,7 @@ class ConvNorm(nn.Sequential):
         groups: int = 1,
         activation: bool = True,
     ) -> None:
-        same = settings["padding"] == "same"
+        same = settings["padding"] == "same" and stride > 1  # at 1 both are the same
         convolution = SamePaddingConv2d if same else DepthwiseConv2d if groups > 1 else nn.Conv2d
         padding = 0 if same else kernel // 2
         super().__init__()
@@ -89,15 +94,32 @@ class ConvNorm(nn.Sequential):
         eps, momentum = settings["batchnorm_eps"], settings["batchnorm_momentum"]
         self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         if activation:
-            self.act = nn.ReLU6() if settings.get("name") == LITE else nn.SiLU()  # in place, autograd would keep a copy
+            self.act = ReLU6() if settings.get("name") == LITE else nn.SiLU()  # in place, autograd would keep a copy
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activated(self.convolved(input))
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Kernel, scale and shift."""
         return self.conv.weight, self.norm.weight, self.norm.bias
 
-    def normalised(self, raw: Tensor) -> Tensor:
-        """What follows the convolution: BatchNorm and SiLU."""
-        return self.act(self.norm(raw))
+    def frozen(self) -> bool:
+        """Whether BatchNorm stays as it is while the rest is trained."""
+        return self.training and not self.norm.training
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution; BatchNorm too, where it is frozen."""
+        if not self.frozen():
+            return self.conv(x)
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        return self.conv._conv_forward(x, self.conv.weight * scale[:, None, None, None], self.norm.bias - mean * scale)
+
+    def activated(self, raw: Tensor) -> Tensor:
+        """What follows: BatchNorm, unless it is frozen, and the activation, if there is one."""
+        y = raw if self.frozen() else self.norm(raw)
+        return self.act(y) if hasattr(self, "act") else y
 
 
 def conv_norm(layer: ConvNorm, x: Tensor, gradient_checkpointing: str) -> Tensor:
@@ -106,7 +128,7 @@ def conv_norm(layer: ConvNorm, x: Tensor, gradient_checkpointing: str) -> Tensor
         return fused_conv_norm(layer, x)
     if gradient_checkpointing == "off":
         return layer(x)
-    return recomputed(layer.normalised, layer.conv(x), layer)
+    return recomputed(layer.activated, layer.convolved(x), layer)
 
 
 def mean_over_space(x: Tensor) -> Tensor:
@@ -166,18 +188,18 @@ class MBConv(nn.Module):
 
     def body_of_raw(self, x: Tensor) -> Tensor:
         """``body``, which keeps the raw outputs of its convolutions only; BatchNorm, SiLU and gate are recomputed."""
-        depthwise = self.depthwise.conv
+        depthwise = self.depthwise.convolved
         if isinstance(self.expand, ConvNorm):
             expand = self.expand
-            raw = recomputed(lambda raw: depthwise(expand.normalised(raw)), expand.conv(x), expand)
+            raw = recomputed(lambda raw: depthwise(expand.activated(raw)), expand.convolved(x), expand)
         else:
             raw = depthwise(x)
-        raw = recomputed(lambda raw: self.project.conv(self.gated(raw)), raw, self.depthwise)
-        return self.project.norm(raw)
+        raw = recomputed(lambda raw: self.project.convolved(self.gated(raw)), raw, self.depthwise)
+        return self.project.activated(raw)
 
     def gated(self, raw: Tensor) -> Tensor:
         """From the depthwise convolution's raw output to the projection's input."""
-        return self.squeeze_excite(self.depthwise.normalised(raw))
+        return self.squeeze_excite(self.depthwise.activated(raw))
 
 
 class EfficientNet(nn.Module):

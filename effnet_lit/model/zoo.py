@@ -76,6 +76,13 @@ def set_gradient_checkpointing(network: nn.Module, mode: str) -> None:
         )
 
 
+def freeze_batchnorm(network: nn.Module) -> None:
+    """Mean and variance stay as they are until the next ``train()``; scales and shifts are still trained."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 def last_layer(network: nn.Module) -> nn.Linear:
     """The layer that gives the logits."""
     return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]

@@ -17,12 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from effnet_lit.model.cpu.threads import standing_in, together
+from effnet_lit.model.zoo import freeze_batchnorm
 
 # What no tensor shows: scratch memory of the libraries, gaps between tensors. On a GPU a share and bytes: PyTorch's
 # documented habits (blocks of 2 MB, cuDNN's workspaces), not measured. On a CPU the heaps of the calling thread and of
 # the threads that take pieces grow by themselves, so each has a factor on the most it held, fitted to
 # ``python -m benchmarks.memory``: tensors that come and go leave more gaps than those that are kept.
 OVERHEAD = {"cuda": (0.1, 2**28), "mps": (0.1, 2**28)}
+CPU_HEAP = 1.7  # where no thread takes pieces: of Lite0, whatever is computed again, within a quarter
 CPU_HEAPS = {"off": (1.27, 1.43), "activations": (1.84, 1.33), "blocks": (1.38, 2.30)}
 
 
@@ -66,7 +68,9 @@ class LiveBytes(TorchDispatchMode):
         self.live = Bytes(*(a - b for a, b in zip(self.live, taken, strict=True)))
 
 
-def step_peak(network: nn.Module, batch_size: int, image_size: int, device: str, precision: str) -> Bytes:
+def step_peak(
+    network: nn.Module, batch_size: int, image_size: int, device: str, precision: str, frozen: bool = False
+) -> Bytes:
     """Tensors alive at the peak of one training step: parameters, AdamW's two states, the weight average, gradients,
     images as they come and as they are varied, and what is kept for backward; either kind of thread's at its own peak.
     ``network`` stays as it is.
@@ -74,10 +78,13 @@ def step_peak(network: nn.Module, batch_size: int, image_size: int, device: str,
     Args:
         device: cpu, cuda or mps.
         precision: Lightning's word for it.
+        frozen: whether BatchNorm is.
     """
     shape = torch.Size((batch_size, 3, image_size, image_size))
     with without_contents(network, device, shape) as (twin, images):
         twin.train()
+        if frozen:
+            freeze_batchnorm(twin)
         with LiveBytes() as tracker, together(), autocast(device, precision):
             for tensor in (*twin.parameters(), *twin.buffers(), images):
                 tracker.add(tensor)
@@ -121,6 +128,8 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
 def with_overhead(tensors: Bytes, device: str, gradient_checkpointing: str) -> int:
     """What the process or the GPU will need for them."""
     if device == "cpu":
+        if not tensors.by_threads:
+            return round(CPU_HEAP * tensors.by_caller)
         caller, threads = CPU_HEAPS[gradient_checkpointing]
         return round(caller * tensors.by_caller + threads * tensors.by_threads)
     share, fixed = OVERHEAD[device]

@@ -16,6 +16,7 @@ from torchmetrics import Accuracy, F1Score, MeanMetric
 from effnet_lit.config import Config, to_dict
 from effnet_lit.data.augment import augment
 from effnet_lit.data.mixing import mix, mixed_loss
+from effnet_lit.model.zoo import freeze_batchnorm
 from effnet_lit.training.cuda_graph import CapturedNetwork
 from effnet_lit.training.optim import build_optimizer, build_schedule, peak_rate
 
@@ -85,9 +86,7 @@ class Classifier(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         if self.config.training.batchnorm == "frozen":
-            for module in self.network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            freeze_batchnorm(self.network)
 
     def seed_step(self) -> None:
         """Dropout and stochastic depth depend on (seed, step, rank) alone, so a resumed run draws the same."""

@@ -16,7 +16,7 @@ from effnet_lit.config import Config, UserError
 from effnet_lit.data.datamodule import EVALUATION_BATCH
 from effnet_lit.model.checkpointing import MODES
 from effnet_lit.model.efficientnet import EfficientNet
-from effnet_lit.model.zoo import set_gradient_checkpointing, use_kernels
+from effnet_lit.model.zoo import freeze_batchnorm, set_gradient_checkpointing, use_kernels
 from effnet_lit.training.compiling import Decision, decide
 from effnet_lit.training.cuda_graph import compile_kernels, decide_kernels
 from effnet_lit.training.hardware import Hardware
@@ -71,7 +71,8 @@ def plan_step(config: Config, hardware: Hardware, network: nn.Module, images: in
     plan = plan_memory(config, network, hardware.device, hardware.precision, available)
     seconds = 0.0
     if hardware.device == "cuda":
-        trial = Trial(network, config.data.image_size, torch.device("cuda"), hardware.precision)
+        frozen = config.training.batchnorm == "frozen"
+        trial = Trial(network, config.data.image_size, torch.device("cuda"), hardware.precision, frozen)
         plan, seconds = verified(plan, trial)
     config.model.gradient_checkpointing, config.training.micro_batch = plan.mode, plan.micro_batch
     micro_batches = config.epochs * (images // plan.micro_batch)
@@ -93,7 +94,7 @@ def plan_memory(config: Config, network: nn.Module, device: str, precision: str,
     assert isinstance(size, int)
     for micro_batch, times, mode in candidates(config, network):
         set_gradient_checkpointing(network, mode)
-        peak = step_peak(network, micro_batch, size, device, precision)
+        peak = step_peak(network, micro_batch, size, device, precision, config.training.batchnorm == "frozen")
         if config.model.kernels == "on" and mode == "off":  # graphs keep a step's memory while validation takes its own
             assert isinstance(config.data.eval_size, int)
             images = EVALUATION_BATCH * micro_batch
@@ -148,12 +149,17 @@ def verified(plan: MemoryPlan, trial: Callable[[int], float]) -> tuple[MemoryPla
 class Trial:
     """Real training steps of a copy of the network; returns the seconds of the last."""
 
-    def __init__(self, network: nn.Module, image_size: int, device: torch.device, precision: str) -> None:
+    def __init__(
+        self, network: nn.Module, image_size: int, device: torch.device, precision: str, frozen: bool = False
+    ) -> None:
         self.network, self.image_size, self.device, self.precision = network, image_size, device, precision
+        self.frozen = frozen
 
     def __call__(self, micro_batch: int) -> float:
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             twin = copy.deepcopy(self.network).train().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if self.frozen:
+                freeze_batchnorm(twin)
             optimizer = torch.optim.AdamW(twin.parameters(), fused=True)
             images = torch.randn(micro_batch, 3, self.image_size, self.image_size, device=self.device)
             labels = torch.zeros(micro_batch, dtype=torch.long, device=self.device)

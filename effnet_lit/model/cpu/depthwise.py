@@ -18,33 +18,34 @@ class DepthwiseConv2d(nn.Conv2d):
     """Depthwise convolution of a kernel of 3 x 3 or 5 x 5, (N, C, H, W) -> (N, C, H', W'), in blocks that run as
     modules: the kernel's gradient comes from ``depthwise_backward`` where PyTorch takes long for it."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         takes_long = self.kernel_size[0] == 5 or input.shape[2] < 3
         if takes_long and in_step(input) and input.is_contiguous(memory_format=torch.channels_last):
-            return Depthwise.apply(input, self.weight, self)  # type: ignore[return-value]
-        return super().forward(input)
+            return Depthwise.apply(input, weight, bias, self)  # type: ignore[return-value]
+        return super()._conv_forward(input, weight, bias)
 
 
 class Depthwise(torch.autograd.Function):
     """Values and gradients of ``DepthwiseConv2d``, in channels_last."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
         ctx.conv = conv
         ctx.save_for_backward(x, kernel)
-        return depthwise(x, kernel, conv)
+        return depthwise(x, kernel, conv, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         x, kernel = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        return *depthwise_backward(gradient, x, kernel, ctx.conv), None
+        by_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return *depthwise_backward(gradient, x, kernel, ctx.conv), by_bias, None
 
 
-def depthwise(x: Tensor, kernel: Tensor, conv: nn.Conv2d) -> Tensor:
+def depthwise(x: Tensor, kernel: Tensor, conv: nn.Conv2d, bias: Tensor | None = None) -> Tensor:
     """As ``conv`` does it, in channels_last also where there is a single image."""
-    result = functional.conv2d(x, kernel, None, conv.stride, conv.padding, 1, conv.groups)
+    result = functional.conv2d(x, kernel, bias, conv.stride, conv.padding, 1, conv.groups)
     return result.contiguous(memory_format=torch.channels_last)
 
 

@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 from effnet_lit.model.cpu.step import in_step
+from effnet_lit.model.relu6 import ReLU6
 
 SMALLEST_BYTES = 8 * 2**20  # of a batch's activations at their widest; below, waiting costs more than the cache gives
 
@@ -32,4 +33,4 @@ def trains_plainly(part: nn.Module) -> bool:
     if isinstance(part, _BatchNorm):
         plain = type(part) is nn.BatchNorm2d
         return plain and part.momentum is not None and part.running_mean is not None
-    return not isinstance(part, (nn.Conv2d, nn.ReLU6)) or type(part) in (nn.Conv2d, DepthwiseConv2d)
+    return not isinstance(part, (nn.Conv2d, ReLU6)) or type(part) in (nn.Conv2d, DepthwiseConv2d)
