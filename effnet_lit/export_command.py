@@ -21,7 +21,7 @@ from effnet_lit.config import UserError
 from effnet_lit.data.prepare import cache_dir_of, given_images
 from effnet_lit.deploy.predict import find_images
 from effnet_lit.evaluation.evidence import read_config
-from effnet_lit.model.modelfile import load_model, model_file
+from effnet_lit.model.modelfile import Header, load_model, model_file
 
 if TYPE_CHECKING:
     from effnet_lit.deploy.agreement import Agreement, File
@@ -55,9 +55,8 @@ def export_model(model: Path, out: Path | None, check: Path | None, small: bool)
     classifier, files = load_model(source), spaced(files)
     print("Export   half a minute, with large photographs a few ...", flush=True)
     typical = None
-    if small:  # one part for the rounding, another to compare on
-        typical = (square for _, square, _ in agreement.readable(files[::ROUNDED_BY], classifier.header))
-        files = [file for number, file in enumerate(files) if number % ROUNDED_BY]
+    if small:
+        typical, files = divided(files, classifier.header)
     exported = export.to_onnx(classifier, typical)
     console = Console(stderr=True)
     shown = track(files, "comparing", console=console, transient=True, disable=not console.is_terminal)
@@ -94,6 +93,20 @@ def compared_on(check: Path | None, run: Path, small: bool) -> tuple[str, list[F
     if files:
         return kind, files
     return "images of noise (no held-out photographs are here; --check takes others)", noise()
+
+
+def divided(files: list[File], header: Header) -> tuple[list[np.ndarray], list[File]]:
+    """Every ``ROUNDED_BY``-th photograph (S, S, 3), by which weights are rounded, and the others, to compare on.
+
+    Raises:
+        UserError: none of the former can be opened.
+    """
+    from effnet_lit.deploy.agreement import readable
+
+    typical = [square for _, square, _ in readable(files[::ROUNDED_BY], header)]
+    if not typical:
+        raise UserError("Nothing was written: no image to round by can be opened; give others with --check.")
+    return typical, [file for number, file in enumerate(files) if number % ROUNDED_BY]
 
 
 def must_agree(found: Agreement, small: bool) -> None:

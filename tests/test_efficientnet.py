@@ -144,3 +144,10 @@ def test_relu6_as_pytorchs() -> None:
     assert torch.equal(ours, theirs) and torch.equal(ReLU6().eval()(x), theirs)
     (gradient,), (expected,) = (torch.autograd.grad(y.sum(), x) for y in (ours, theirs))
     assert torch.equal(gradient, expected)
+
+
+def test_norms_of_several_gpus_freeze_too() -> None:
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(EfficientNet(num_classes=3))
+    freeze_batchnorm(network)
+    norms = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert len(norms) == 49 and not any(norm.training for norm in norms) and network.training

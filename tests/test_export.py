@@ -194,8 +194,12 @@ def test_a_model_file_alone_is_compared_on_noise_and_other_files_are_left_alone(
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     done = CliRunner().invoke(app, ["export", str(model), "--check", str(tmp_path / "broken.jpg")])
     assert done.exit_code == 2 and "no image to compare on can be opened" in done.stderr
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    done = CliRunner().invoke(app, ["export", str(model), "--small", "--check", str(tmp_path)])
+    assert done.exit_code == 2 and "no image to round by can be opened" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "broken.jpg",
+        "broken.png",
         "leaves.onnx",
         "leaves.safetensors",
         "notes.onnx",

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet50, vit_b_16
 from torchvision.models.vision_transformer import Encoder
 
@@ -79,7 +80,7 @@ def set_gradient_checkpointing(network: nn.Module, mode: str) -> None:
 def freeze_batchnorm(network: nn.Module) -> None:
     """Mean and variance stay as they are until the next ``train()``; scales and shifts are still trained."""
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             module.eval()
 
 
