@@ -25,7 +25,7 @@ from effnet_lit.deploy.export import to_onnx
 from effnet_lit.deploy.onnx_file import ask, session_of
 from effnet_lit.deploy.predict import answer
 from effnet_lit.evaluation.metrics import wilson_interval
-from effnet_lit.export_command import ROUNDED_BY, held_out
+from effnet_lit.export_command import divided, held_out
 
 RESULTS = Path(__file__).parent / "results" / "deployment.json"
 Prepare = Callable[[np.ndarray, int], np.ndarray]
@@ -95,25 +95,30 @@ def measure(run: Path) -> dict[str, Any]:
     classifier = load_model(run)
     size = classifier.header.eval_size
     photographs = held_out(run)
-    typical = (square for _, square, _ in readable(photographs[::ROUNDED_BY], classifier.header))
+    typical, others = divided(photographs, classifier.header)
     session, small = (session_of(to_onnx(classifier, by).SerializeToString()) for by in (None, typical))
     with open(run / "test_predictions.csv", newline="", encoding="utf-8") as file:
         labels = {row["path"]: classifier.header.class_names.index(row["label"]) for row in csv.DictReader(file)}
 
     answers: dict[str, list[int]] = {name: [] for name in (PREDICT, SMALL, *WAYS)}
-    right = []
+    right, compared, told = [], [], {name for name, _ in others}
     for path, square, image in readable(photographs, classifier.header):
         right.append(labels[path])
+        compared.append(path in told)  # weights in 8 bits were rounded by the others
         answers[PREDICT].append(int(answer(classifier, [square])[0][0].argmax()))
         answers[SMALL].append(ask(small, image).verdict[0])
         for name, prepare in WAYS.items():
             answers[name].append(ask(session, prepare(image, size)).verdict[0])
-    expected = np.array(answers[PREDICT])
-    rows = {
-        name: {"other": int((np.array(given) != expected).sum()), "right": int((np.array(given) == right).sum())}
-        for name, given in answers.items()
-    }
-    return {"images": len(right), "size": size, "ways": rows}
+    rows = {}
+    for name, given in answers.items():
+        part = np.array(compared) if name == SMALL else slice(None)
+        rows[name] = counts(*(np.array(each)[part] for each in (given, answers[PREDICT], right)))
+    return {"size": size, "ways": rows}
+
+
+def counts(given: np.ndarray, expected: np.ndarray, right: np.ndarray) -> dict[str, int]:
+    """Of answers: how many there are, how many are other than expected, and how many right."""
+    return {"images": len(given), "other": int((given != expected).sum()), "right": int((given == right).sum())}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -121,10 +126,11 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| run | photographs | prepared | other answers | right (95% interval) |", "|---|---:|---|---:|---|"]
     for name, run in results.items():
         for way, row in run["ways"].items():
-            low, high = wilson_interval(row["right"], run["images"])
-            share = f"{row['right'] / run['images']:.1%} ({low:.1%}-{high:.1%})"
-            other = "-" if way == PREDICT else f"{row['other'] / run['images']:.1%}"
-            lines.append(f"| {name}, {run['size']} px | {run['images']:,} | {way} | {other} | {share} |")
+            images = row["images"]
+            low, high = wilson_interval(row["right"], images)
+            share = f"{row['right'] / images:.1%} ({low:.1%}-{high:.1%})"
+            other = "-" if way == PREDICT else f"{row['other'] / images:.1%}"
+            lines.append(f"| {name}, {run['size']} px | {images:,} | {way} | {other} | {share} |")
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of.add_argument("--device", choices=tuple(BATCHES), default="cpu")
     of.add_argument("--batch", type=int, nargs="+", help="images a step (default 8 to 64, or to 512 on a GPU)")
     of.add_argument("--size", type=int, nargs="+", default=SIZES, help="pixels a side")
-    of.add_argument("--model", choices=("efficientnet_b0", "efficientnet_lite0"), default="efficientnet_b0")
+    of.add_argument("--model", default="efficientnet_b0", help="as model.name")
     of.add_argument("--frozen", action="store_true", help="BatchNorm, as when loaded weights are trained on")
     of.add_argument("--output", type=Path, default=RESULTS)
     options = of.parse_args(arguments)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (batch, size, mode)
         for size in options.size
         for batch in options.batch or BATCHES[options.device]
-        for mode in MODES
+        for mode in (MODES if options.model.startswith("efficientnet") else MODES[:1])
     ]
     cells = []
     print("batch  px   mode         predicted   measured   error")
@@ -81,15 +81,15 @@ def predict(device: str, batch: int, size: int, mode: str, name: str, frozen: bo
     from effnet_lit.training.memory import step_peak, with_overhead
 
     where, precision = ("cuda", "bf16-mixed") if device == "gpu" else ("cpu", "32-true")
-    return with_overhead(step_peak(network(mode, name), batch, size, where, precision, frozen), where, mode)
+    return with_overhead(step_peak(network(mode, name), batch, size, where, precision, frozen), where, mode, name)
 
 
 def network(mode: str, name: str) -> Any:
     """For ten classes."""
-    from effnet_lit.model.efficientnet import EfficientNet
+    from effnet_lit.model.zoo import create_model, set_gradient_checkpointing
 
-    result = EfficientNet(name, num_classes=10)
-    result.set_gradient_checkpointing(mode)
+    result = create_model(name, 10)
+    set_gradient_checkpointing(result, mode)
     return result
 
 

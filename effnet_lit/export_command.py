@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 MOST_COMPARED = 500  # photographs; half a minute, of 12 megapixels two
 MOST_CHANGED = 0.02  # of the answers, by weights in 8 bits
-ROUNDED_BY = 8  # every eighth photograph tells weights in 8 bits what is typical, and is not compared on
+ROUNDED_BY = 8  # one photograph in eight tells weights in 8 bits what is typical, and is not compared on
 NOISE = ((48, 64), (301, 200), (640, 480), (33, 1000))  # heights and widths of images that are made up
 USE = """\
 Use      session = onnxruntime.InferenceSession({path!r})
@@ -96,17 +97,21 @@ def compared_on(check: Path | None, run: Path, small: bool) -> tuple[str, list[F
 
 
 def divided(files: list[File], header: Header) -> tuple[list[np.ndarray], list[File]]:
-    """Every ``ROUNDED_BY``-th photograph (S, S, 3), by which weights are rounded, and the others, to compare on.
+    """An eighth of the photographs, evenly spaced where all can be opened, (S, S, 3), by which weights are rounded, and
+    the others, to compare on.
 
     Raises:
-        UserError: none of the former can be opened.
+        UserError: none can be opened.
     """
     from effnet_lit.deploy.agreement import readable
 
-    typical = [square for _, square, _ in readable(files[::ROUNDED_BY], header)]
+    spread = sorted(range(len(files)), key=lambda number: number % ROUNDED_BY != 0)
+    wanted = math.ceil(len(files) / ROUNDED_BY)
+    typical = list(islice(readable((files[number] for number in spread), header), wanted))
     if not typical:
-        raise UserError("Nothing was written: no image to round by can be opened; give others with --check.")
-    return typical, [file for number, file in enumerate(files) if number % ROUNDED_BY]
+        raise UserError("Nothing was written: no image to compare on can be opened; give others with --check.")
+    used = {name for name, _, _ in typical}
+    return [square for _, square, _ in typical], [file for file in files if file[0] not in used]
 
 
 def must_agree(found: Agreement, small: bool) -> None:
@@ -117,7 +122,8 @@ def must_agree(found: Agreement, small: bool) -> None:
     """
     if not found.images:
         raise UserError("Nothing was written: no image to compare on can be opened; give others with --check.")
-    if small and found.others_on_squares > max(1, MOST_CHANGED * found.images):
+    allowed = min(max(1, MOST_CHANGED * found.images), found.images - 1)
+    if small and found.others_on_squares > allowed:
         raise UserError(
             f"Nothing was written: weights in 8 bits change the class or the doubts of {found.others_on_squares} of "
             f"{found.images} images; leave --small out."

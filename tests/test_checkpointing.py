@@ -104,7 +104,7 @@ def test_frozen_batchnorm_keeps_scaled_kernels_alone(name: str, most: float, mon
     monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
     images = torch.randn(16, 3, 128, 128)
     kept = kept_bytes(network("off", name, frozen=True), images)
-    monkeypatch.setattr(ConvNorm, "frozen", lambda self: False)
+    monkeypatch.setattr(ConvNorm, "folded", lambda self: False)
     assert kept < most * kept_bytes(network("off", name, frozen=True), images)
 
 

@@ -128,7 +128,7 @@ def test_frozen_batchnorm_as_part_of_the_convolution_is_the_same(
         return {"logits": logits.detach(), **gradients, **dict(twin.named_buffers())}
 
     ours = step()
-    monkeypatch.setattr(ConvNorm, "frozen", lambda self: False)
+    monkeypatch.setattr(ConvNorm, "folded", lambda self: False)
     theirs = step()
     assert theirs["logits"].std() > 0.1
     for key, value in theirs.items():

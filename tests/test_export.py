@@ -34,7 +34,7 @@ from effnet_lit.deploy.eight_bits import in_eight_bits, rounded
 from effnet_lit.deploy.export import square_of, to_onnx
 from effnet_lit.deploy.onnx_file import HEADER
 from effnet_lit.deploy.predict import predict
-from effnet_lit.export_command import must_agree
+from effnet_lit.export_command import divided, must_agree
 from effnet_lit.model.modelfile import Header, ImageClassifier
 from effnet_lit.model.zoo import create_model
 
@@ -196,7 +196,7 @@ def test_a_model_file_alone_is_compared_on_noise_and_other_files_are_left_alone(
     assert done.exit_code == 2 and "no image to compare on can be opened" in done.stderr
     (tmp_path / "broken.png").write_bytes(b"no image")
     done = CliRunner().invoke(app, ["export", str(model), "--small", "--check", str(tmp_path)])
-    assert done.exit_code == 2 and "no image to round by can be opened" in done.stderr
+    assert done.exit_code == 2 and "no image to compare on can be opened" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "broken.jpg",
         "broken.png",
@@ -225,40 +225,78 @@ def test_rounding_is_off_by_half_a_step(weights: np.ndarray) -> None:
     assert (np.abs(integers * scale - weights) <= scale * 0.501).all()
 
 
+def layer_of(body: str, image: tuple[int, ...], tensors: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """``body`` gives y of a float image (N, ...)."""
+    shape = ", ".join("nchw"[: 1 + len(image)])
+    model = parse_model(
+        f'<ir_version: 10, opset_import: ["": 18]> layer (float[{shape}] image) => (float y) {{ {body} }}'
+    )
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in tensors.items())
+    return model
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    "layer",
-    ["Conv (image, weight{})", "Conv <group = 4> (image, weight{})", "Gemm <transB = 1> (image, weight{})"],
+    ("layer", "shape", "drawn"),
+    [
+        ("Conv (image, weight{})", (1024, 64, 1, 1), (64, 7, 7)),
+        ("Conv <group = 4> (image, weight{})", (1024, 16, 1, 1), (64, 7, 7)),
+        ("Conv <group = 64> (image, weight{})", (1024, 1, 5, 5), (64, 1, 1)),  # windows see borders less often
+        ("Gemm <transB = 1> (image, weight{})", (1024, 64), (64,)),
+    ],
 )
-def test_rounding_leaves_the_mean_of_each_channel_alone(layer: str, bias: bool) -> None:
+def test_rounding_leaves_the_mean_of_each_channel_alone(
+    layer: str, shape: tuple[int, ...], drawn: tuple[int, ...], bias: bool
+) -> None:
     random = np.random.default_rng(0)
-    place = [] if layer.startswith("Gemm") else [1, 1]
-    weight = random.normal(size=(1024, 16 if "group" in layer else 64, *place)).astype(np.float32) ** 3
-    shape, body = "n, c, h, w" if place else "n, c", layer.format(", b" if bias else "")
-    model = parse_model(
-        f'<ir_version: 10, opset_import: ["": 18]> layer (float[{shape}] image) => (float y) {{ y = {body} }}'
+    weight = random.normal(size=shape).astype(np.float32) ** 3
+    whole = (64, *(7 for _ in drawn[1:]))
+    images = [np.array(np.broadcast_to(random.random(drawn), whole), np.float32) for _ in range(3)]
+    added = {"b": random.normal(size=1024).astype(np.float32)} if bias else {}
+    model, plain = (
+        layer_of("y = " + layer.format(", b" if bias else ""), whole, {"weight": values} | added)
+        for values in (weight, np.multiply(*rounded(weight)))
     )
-    model.graph.initializer.append(numpy_helper.from_array(weight, "weight"))
-    if bias:
-        model.graph.initializer.append(numpy_helper.from_array(random.normal(size=1024).astype(np.float32), "b"))
-    images = [random.random((64, *([5] * len(place)))).astype(np.float32) for _ in range(3)]
 
     def means(of: onnx.ModelProto) -> np.ndarray:
         ask = onnxruntime.InferenceSession(of.SerializeToString())
         outputs = [np.asarray(ask.run(None, {"image": image[None]})[0]) for image in images]
         return np.mean([output.reshape(1024, -1).mean(1) for output in outputs], axis=0)
 
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
-    integers, scale = rounded(weight)
-    plain.graph.initializer[0].CopyFrom(numpy_helper.from_array(integers * scale, "weight"))
     off, now_off = (np.abs(means(of) - means(model)).max() for of in (plain, in_eight_bits(model, images, None)))
     assert off > 0.1 and now_off < 1e-4
+
+
+def test_a_matrix_stays_whatever_its_size_and_shared_weights_are_rounded_once() -> None:
+    random = np.random.default_rng(0)
+    few, shared = random.random((128, 12), np.float32), random.random((128, 128), np.float32)
+    body = "once = MatMul (image, shared) twice = MatMul (once, shared) y = MatMul (twice, few)"
+    model = layer_of(body, (128,), {"few": few, "shared": shared})
+    image = random.random(128, np.float32)
+    small = in_eight_bits(model, [image], few)
+    onnx.checker.check_model(small)
+    kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in small.graph.initializer}
+    assert np.array_equal(kept["few"], few) and kept["shared_int8"].dtype == np.int8 and "shared" not in kept
+    expected, found = (
+        onnxruntime.InferenceSession(of.SerializeToString()).run(None, {"image": image[None]})[0]
+        for of in (model, small)
+    )
+    assert np.allclose(expected, found, rtol=0.01)
+
+
+def test_photographs_to_round_by_are_such_as_can_be_opened(run_dir: Path) -> None:
+    content = io.BytesIO()
+    photograph(40, 30, 0).save(content, "PNG")
+    files = [(str(number), content.getvalue if number else lambda: b"no image") for number in range(9)]
+    typical, others = divided(files, load_model(run_dir).header)
+    assert len(typical) == 2 and [name for name, _ in others] == ["0", *map(str, range(2, 8))]
 
 
 def test_eight_bits_that_change_answers_are_refused() -> None:
     must_agree(Agreement(100, ["see-through.png"] * 50, others_on_squares=2), small=True)
     must_agree(Agreement(10, others_on_squares=1), small=True)
+    with pytest.raises(UserError, match="change the class or the doubts of 1 of 1 images"):
+        must_agree(Agreement(1, others_on_squares=1), small=True)
     with pytest.raises(UserError, match="change the class or the doubts of 3 of 100 images"):
         must_agree(Agreement(100, others_on_squares=3), small=True)
 
@@ -289,6 +327,8 @@ def test_every_network_answers_the_same(name: str, rule: str) -> None:
     header = Header({}, list("abcde"), SIZE, SIZE, network.mean, network.std, resize=rule)
     classifier = ImageClassifier(network, header).eval()
     session = onnxruntime.InferenceSession(to_onnx(classifier).SerializeToString())
+    typical = [np.asarray(photograph(SIZE, SIZE, 9))]
+    small = onnxruntime.InferenceSession(to_onnx(classifier, typical).SerializeToString())
     for seed, shape in enumerate([(300, 200), (64, 64), (50, 171)]):
         image = photograph(*shape, seed)
         with torch.inference_mode():
@@ -296,5 +336,8 @@ def test_every_network_answers_the_same(name: str, rule: str) -> None:
         probabilities, sure, unlike = session.run(None, {"image": np.asarray(image)[None]})
         assert probabilities == pytest.approx(expected.numpy(), abs=2e-3)
         assert sure[0] and not unlike[0]
+        if name != "efficientnet_b2":  # whose logits are in the hundreds here
+            rounded = small.run(["probabilities"], {"image": np.asarray(image)[None]})[0]
+            assert rounded == pytest.approx(probabilities, abs=0.02)
         three = session.run(["probabilities"], {"image": np.stack([np.asarray(image)] * 3)})[0]
         assert three == pytest.approx(np.repeat(probabilities, 3, axis=0), abs=1e-5)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from effnet_lit.config import Config, UserError
+from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu.threads import each, together
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.zoo import create_model
@@ -134,6 +135,24 @@ def test_graphs_leave_validation_its_own_memory() -> None:
     assert {mode for _, _, mode in candidates(wanted, network())} == {"off"}
 
 
+def test_a_plan_knows_of_frozen_batchnorm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the modules, as on a GPU, where it is part of the convolution."""
+    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    wanted = config(16, "off")
+    follows = plan_memory(wanted, network(), "cpu", "32-true", 10**11)
+    wanted.training.batchnorm = "frozen"
+    frozen = plan_memory(wanted, network(), "cpu", "32-true", 10**11)
+    assert frozen.bytes < 0.8 * follows.bytes
+
+
+def test_a_trial_freezes_what_the_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(step_plan, "compile_kernels", lambda twin, images: seen.append(twin.stem.norm.training))
+    for frozen in (False, True):
+        Trial(network(), 32, torch.device("cpu"), "32-true", frozen)(4)
+    assert seen == [True, False]
+
+
 @pytest.fixture
 def costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a GB, and 100, 50 or 10 MB for each image, as bf16 on a GPU would, times two."""
@@ -143,7 +162,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> None:
         return 500_000_000 + batch * each[model.gradient_checkpointing]
 
     monkeypatch.setattr(step_plan, "step_peak", bytes_of)
-    monkeypatch.setattr(step_plan, "with_overhead", lambda tensors, device, mode: tensors)
+    monkeypatch.setattr(step_plan, "with_overhead", lambda tensors, device, mode, name: tensors)
 
 
 @pytest.mark.usefixtures("costs")

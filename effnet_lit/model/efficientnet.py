@@ -103,13 +103,13 @@ class ConvNorm(nn.Sequential):
         """Kernel, scale and shift."""
         return self.conv.weight, self.norm.weight, self.norm.bias
 
-    def frozen(self) -> bool:
-        """Whether BatchNorm stays as it is while the rest is trained."""
+    def folded(self) -> bool:
+        """Whether BatchNorm is part of the convolution: in training, where it is frozen."""
         return self.training and not self.norm.training
 
     def convolved(self, x: Tensor) -> Tensor:
         """The convolution; BatchNorm too, where it is frozen."""
-        if not self.frozen():
+        if not self.folded():
             return self.conv(x)
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None and variance is not None
@@ -118,7 +118,7 @@ class ConvNorm(nn.Sequential):
 
     def activated(self, raw: Tensor) -> Tensor:
         """What follows: BatchNorm, unless it is frozen, and the activation, if there is one."""
-        y = raw if self.frozen() else self.norm(raw)
+        y = raw if self.folded() else self.norm(raw)
         return self.act(y) if hasattr(self, "act") else y
 
 

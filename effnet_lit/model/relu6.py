@@ -1,4 +1,4 @@
-"""ReLU6 (arXiv 1704.04861) in half the memory."""
+"""ReLU6 (arXiv 1704.04861) in less memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class ReLU6(nn.Module):
-    """nn.ReLU6, which in training keeps its output for backward, as the next convolution does anyway, not its input."""
+    """nn.ReLU6, which in training keeps its output for backward, as a convolution behind it does too, not its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ClampedTo6.apply(x) if self.training else functional.relu6(x)  # type: ignore[return-value]

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from effnet_lit.model.cpu.threads import standing_in, together
+from effnet_lit.model.scaling import LITE
 from effnet_lit.model.zoo import freeze_batchnorm
 
 # What no tensor shows: scratch memory of the libraries, gaps between tensors. On a GPU a share and bytes: PyTorch's
@@ -24,7 +25,7 @@ from effnet_lit.model.zoo import freeze_batchnorm
 # the threads that take pieces grow by themselves, so each has a factor on the most it held, fitted to
 # ``python -m benchmarks.memory``: tensors that come and go leave more gaps than those that are kept.
 OVERHEAD = {"cuda": (0.1, 2**28), "mps": (0.1, 2**28)}
-CPU_HEAP = 1.7  # where no thread takes pieces: of Lite0, whatever is computed again, within a quarter
+LITE_HEAP = 1.7  # of Lite0 in all modes, whose tensors leave more gaps; within a quarter
 CPU_HEAPS = {"off": (1.27, 1.43), "activations": (1.84, 1.33), "blocks": (1.38, 2.30)}
 
 
@@ -125,11 +126,11 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, kinds[precision]) if precision in kinds else nullcontext()
 
 
-def with_overhead(tensors: Bytes, device: str, gradient_checkpointing: str) -> int:
-    """What the process or the GPU will need for them."""
+def with_overhead(tensors: Bytes, device: str, gradient_checkpointing: str, name: str = "") -> int:
+    """What the process or the GPU will need for them, in training the network of that name."""
     if device == "cpu":
-        if not tensors.by_threads:
-            return round(CPU_HEAP * tensors.by_caller)
+        if name == LITE:
+            return round(LITE_HEAP * tensors.by_caller)
         caller, threads = CPU_HEAPS[gradient_checkpointing]
         return round(caller * tensors.by_caller + threads * tensors.by_threads)
     share, fixed = OVERHEAD[device]

@@ -100,7 +100,7 @@ def plan_memory(config: Config, network: nn.Module, device: str, precision: str,
             images = EVALUATION_BATCH * micro_batch
             evaluated = evaluation_peak(network, images, config.data.eval_size, device, precision)
             peak = peak._replace(by_caller=peak.by_caller + evaluated)
-        least = with_overhead(peak, device, mode)
+        least = with_overhead(peak, device, mode, config.model.name)
         if not available or least <= USABLE * available:
             return MemoryPlan(micro_batch, times, mode, least, available)
     raise UserError(
