@@ -29,8 +29,10 @@ TRIES: dict[str, list[dict[str, Any]]] = {
         ADAMW | {"lr": 1e-3},
         ADAMW | {"lr": 5e-4},
         ADAMW | {"lr": 2e-4},
+        ADAMW | {"lr": 3e-3},
+        ADAMW | {"lr": 1e-2},
     ],
-    "fastai": [{}, {"base_lr": 5e-4}, {"base_lr": 5e-3}, {"min_scale": 0.35}],
+    "fastai": [{}, {"base_lr": 5e-4}, {"base_lr": 5e-3}, {"base_lr": 1e-2}, {"min_scale": 0.35}],
 }
 
 
