@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     of.add_argument("--contenders", nargs="+", choices=tuple(accuracy_runs.CONTENDERS))
     of.add_argument("--weights", choices=("none", "lite0"), default="none", help="lite0: Lite0's of ImageNet")
     of.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    of.add_argument("--tries", action="store_true", help="also three other settings of each; the best gets all seeds")
+    of.add_argument("--tries", action="store_true", help="also other settings of each; the best gets all seeds")
     of.add_argument("--size", type=int, default=64, help="pixels a side")
     of.add_argument("--epochs", type=int, default=18)
     of.add_argument("--preset", default="medium", help="ours")
@@ -93,7 +93,7 @@ def split(folder: Path, work: Path, per_class: int | None) -> Path:
 
 
 def measure(options: argparse.Namespace, name: str, contender: str, task: Run) -> None:
-    """Every seed at the defaults; with ``--tries`` three other settings with the first seed, and every seed of the
+    """Every seed at the defaults; with ``--tries`` other settings with the first seed, and every seed of the
     best by validation accuracy."""
     runs = fine_tuning_runs if options.weights == "lite0" else accuracy_runs
     train, (defaults, *others) = runs.CONTENDERS[contender], runs.TRIES[contender]
