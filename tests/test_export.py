@@ -337,7 +337,7 @@ def test_every_network_answers_the_same(name: str, rule: str) -> None:
         assert probabilities == pytest.approx(expected.numpy(), abs=2e-3)
         assert sure[0] and not unlike[0]
         if name != "efficientnet_b2":  # whose logits are in the hundreds here
-            rounded = small.run(["probabilities"], {"image": np.asarray(image)[None]})[0]
-            assert rounded == pytest.approx(probabilities, abs=0.02)
+            in_8_bits = small.run(["probabilities"], {"image": np.asarray(image)[None]})[0]
+            assert in_8_bits == pytest.approx(probabilities, abs=0.02)
         three = session.run(["probabilities"], {"image": np.stack([np.asarray(image)] * 3)})[0]
         assert three == pytest.approx(np.repeat(probabilities, 3, axis=0), abs=1e-5)

@@ -49,9 +49,9 @@ def in_eight_bits(
         products.append(helper.make_node("Cast", [whole], [product], to=onnx.TensorProto.FLOAT))
         products.append(helper.make_node("Mul", [product, factor], [name]))
         graph.initializer.extend([numpy_helper.from_array(integers, whole), numpy_helper.from_array(scale, factor)])
-    layers = [node for node in layers if node.op_type != "MatMul"]
-    means = mean_inputs(model, sorted({node.input[0] for node in layers}), images)
-    for node in layers:
+    with_bias = [node for node in layers if node.op_type != "MatMul"]
+    means = mean_inputs(model, sorted({node.input[0] for node in with_bias}), images)
+    for node in with_bias:
         bias = mean_output(errors[node.input[1]], means[node.input[0]])
         if len(node.input) == 3:
             bias += tensors[node.input.pop()]

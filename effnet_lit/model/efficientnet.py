@@ -113,6 +113,7 @@ class ConvNorm(nn.Sequential):
             return self.conv(x)
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None and variance is not None
+        # PyTorch's fuse_conv_bn_weights makes new parameters, from which no gradient comes back.
         scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
         return self.conv._conv_forward(x, self.conv.weight * scale[:, None, None, None], self.norm.bias - mean * scale)
 
