@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of.add_argument("--batch", type=int, nargs="+", help="images a step (default 8 to 64, or to 512 on a GPU)")
     of.add_argument("--size", type=int, nargs="+", default=SIZES, help="pixels a side")
     of.add_argument("--model", default="efficientnet_b0", help="as model.name")
-    of.add_argument("--frozen", action="store_true", help="BatchNorm, as when loaded weights are trained on")
+    of.add_argument("--frozen", action="store_true", help="BatchNorm and first layers, as when weights were loaded")
     of.add_argument("--output", type=Path, default=RESULTS)
     options = of.parse_args(arguments)
     grid = [
@@ -81,15 +81,17 @@ def predict(device: str, batch: int, size: int, mode: str, name: str, frozen: bo
     from effnet_lit.training.memory import step_peak, with_overhead
 
     where, precision = ("cuda", "bf16-mixed") if device == "gpu" else ("cpu", "32-true")
-    return with_overhead(step_peak(network(mode, name), batch, size, where, precision, frozen), where, mode, name)
+    tensors = step_peak(network(mode, name, frozen), batch, size, where, precision, frozen)
+    return with_overhead(tensors, where, mode, name, frozen)
 
 
-def network(mode: str, name: str) -> Any:
+def network(mode: str, name: str, frozen: bool) -> Any:
     """For ten classes."""
-    from effnet_lit.model.zoo import create_model, set_gradient_checkpointing
+    from effnet_lit.model.zoo import create_model, early_layers, freeze_layers, set_gradient_checkpointing
 
     result = create_model(name, 10)
     set_gradient_checkpointing(result, mode)
+    freeze_layers(result, early_layers(result) if frozen else 0)
     return result
 
 
@@ -114,7 +116,7 @@ def measure(device: str, batch: int, size: int, mode: str, name: str, frozen: bo
 
     assert effnet_lit.model.efficientnet
     idle = anonymous_bytes() if device == "cpu" else 0
-    model = network(mode, name).train().to(where).to(memory_format=torch.channels_last)
+    model = network(mode, name, frozen).train().to(where).to(memory_format=torch.channels_last)
     if frozen:
         freeze_batchnorm(model)
     average = copy.deepcopy(model)

@@ -150,6 +150,8 @@ def resolve(config: Config, preset: str, index: Index | None) -> None:
         raise UserError("training.strategy=probe needs weights to look with; set model.weights=imagenet or a file.")
     if random and config.training.batchnorm == "frozen":
         raise UserError("training.batchnorm=frozen needs loaded weights; use train, or set model.weights.")
+    if random and config.training.frozen_layers not in ("auto", 0):
+        raise UserError("training.frozen_layers needs loaded weights; use 0, or set model.weights.")
     if random and config.training.head_first == "on":
         raise UserError("training.head_first=on needs loaded weights; use auto, or set model.weights.")
     if config.training.batchnorm == "auto":

@@ -193,6 +193,13 @@ class TrainingConfig:
         "loaded and learning_rate is at most 1e-3",
         choices=("auto", "train", "frozen"),
     )
+    frozen_layers: int | str = knob(
+        "auto",
+        "so many layers, from the images on, stay as loaded; auto = stem and three stages of an EfficientNet whose "
+        "BatchNorm is frozen, else 0",
+        unit="layers",
+        possible=Range(0, ENDLESS),
+    )
     weight_decay: float = knob(0.05, "AdamW weight decay; norms and biases are exempt", possible=Range(0.0, 1.0))
     label_smoothing: float = knob(0.1, "share of the target spread over all classes", possible=Range(0.0, 0.9))
     warmup_fraction: float = knob(0.1, "share of all steps in which the rate rises", possible=Range(0.0, 0.9))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from effnet_lit.model import efficientnet
 from effnet_lit.model.efficientnet import EfficientNet, MBConv, Stage
 from effnet_lit.model.kernels import depthwise, pointwise
 from effnet_lit.model.kernels.depthwise import norm_silu_depthwise, norm_silu_depthwise_backward
@@ -21,7 +20,7 @@ from effnet_lit.model.kernels.mbconv import mbconv_with_kernels
 @pytest.fixture(autouse=True)
 def plain_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     """To compare with, not the CPU's own functions."""
-    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
 
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"

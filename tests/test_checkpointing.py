@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import efficientnet_b0
 
 from effnet_lit.config import UserError
-from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu import suits
 from effnet_lit.model.efficientnet import ConvNorm, EfficientNet
 from effnet_lit.model.zoo import create_model, freeze_batchnorm, set_gradient_checkpointing
@@ -27,7 +26,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A step by the modules, as on a GPU, or by the CPU's own functions."""
     monkeypatch.setattr(suits, "SMALLEST_BYTES", 0)
     if request.param == "modules":
-        monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+        monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
     return request.param
 
 
@@ -101,7 +100,7 @@ def test_bytes_kept_beside_torchvision(way: str) -> None:
 @pytest.mark.parametrize(("name", "most"), [("efficientnet_b0", 0.75), ("efficientnet_lite0", 0.65)])
 def test_frozen_batchnorm_keeps_scaled_kernels_alone(name: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the same with BatchNorm for itself, by the modules."""
-    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
     images = torch.randn(16, 3, 128, 128)
     kept = kept_bytes(network("off", name, frozen=True), images)
     monkeypatch.setattr(ConvNorm, "folded", lambda self: False)
@@ -109,7 +108,7 @@ def test_frozen_batchnorm_keeps_scaled_kernels_alone(name: str, most: float, mon
 
 
 def test_only_the_gates_convolutions_run_again_with_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
     calls = {}
     for mode in MODES:
         with profile(

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu import pieces
 from effnet_lit.model.cpu.batchnorm import fold
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d, depthwise_backward
-from effnet_lit.model.cpu.suits import suits
+from effnet_lit.model.cpu.suits import suits, suits_frozen
 from effnet_lit.model.cpu.threads import each, together, undivided
 from effnet_lit.model.efficientnet import EfficientNet
+from effnet_lit.model.zoo import freeze_batchnorm, layers
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def small_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("effnet_lit.model.cpu.suits.SMALLEST_BYTES", 0)
 
 
-def network(**options: float) -> EfficientNet:
+def network(**options: float | str) -> EfficientNet:
     """With norms that are far from their start, so that each counts."""
     torch.manual_seed(0)
     result = EfficientNet(num_classes=3, **options)  # type: ignore[arg-type]
@@ -42,7 +43,7 @@ def network(**options: float) -> EfficientNet:
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on the modules compute."""
-    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
 
 
 def everything(model: EfficientNet, images: Tensor, frozen: str = "") -> dict[str, Tensor]:
@@ -81,30 +82,65 @@ def test_a_step_equals_the_modules(
         assert (ours[name] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), name
 
 
-@pytest.mark.parametrize("frozen", ["norm", "expand.norm", "depthwise.norm", "project.norm"])
-@pytest.mark.parametrize("mode", ["off", "activations", "blocks"])
-def test_a_step_with_frozen_batchnorms_equals_the_modules(
-    frozen: str, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their statistics are of other images: away from these images' own, and they stay as they are."""
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 2**19)
-    model = network().double().train()
+def statistics_of_others(model: EfficientNet) -> EfficientNet:
+    """Running statistics of other images, away from those of a batch."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.8
-    model(3 * torch.randn(4, 3, 64, 64, dtype=torch.float64) + 1)
-    images = torch.randn(5, 3, 64, 64, dtype=torch.float64)
+    model.train()(3 * torch.randn(4, 3, 64, 64, dtype=torch.float64) + 1)
+    return model
+
+
+@pytest.mark.parametrize("piece", [8 * 2**20, 2**19, 1], ids=["one piece", "uneven pieces", "an image a piece"])
+@pytest.mark.parametrize("mode", ["off", "activations", "blocks"])
+@pytest.mark.parametrize(
+    ("name", "padding", "size"),
+    [
+        ("efficientnet_b0", "symmetric", 64),
+        ("efficientnet_b0", "same", 33),
+        ("efficientnet_lite0", "same", 64),
+        ("efficientnet_lite0", "symmetric", 47),
+    ],
+)
+def test_a_step_with_frozen_batchnorms_equals_the_modules(
+    name: str, padding: str, size: int, mode: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their statistics stay as they are."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", piece)
+    model = statistics_of_others(network(name=name, padding=padding).double())
+    images = torch.randn(5, 3, size, size, dtype=torch.float64)
     model.set_gradient_checkpointing(mode)
-    assert all(suits(part, images) for part in (model.stem, *model.blocks(), model.head))
-    ours = everything(model, images, frozen)
+    frozen = copy.deepcopy(model)
+    freeze_batchnorm(frozen)
+    assert all(suits_frozen(block, images) for block in frozen.blocks())
+    ours = everything(model, images, "norm")
     plain(monkeypatch)
-    theirs = everything(model, images, frozen)
+    theirs = everything(model, images, "norm")
     assert theirs["logits"].std() > 0.1
-    for name, value in theirs.items():
-        assert (ours[name] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), name
-    before = dict(model.named_buffers())
-    for name in before:
-        assert torch.equal(ours[name], before[name]) == (f"{frozen}." in f"{name}."), name
+    for key, value in theirs.items():
+        assert (ours[key] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), key
+    assert all(torch.equal(ours[key], value) for key, value in model.named_buffers())
+
+
+@pytest.mark.parametrize("count", [1, 4, 19])
+def test_a_step_of_the_last_layers_equals_the_modules(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before keep nothing for backward, and have no gradient, nor have the images."""
+    model = statistics_of_others(network().double())
+    freeze_batchnorm(model)
+    for layer in layers(model)[:-count]:
+        layer.requires_grad_(False)
+    images, found = torch.randn(5, 3, 64, 64, dtype=torch.float64), []
+    for _ in range(2):
+        twin, kept = copy.deepcopy(model), []
+        torch.manual_seed(1)
+        with saved_tensors_hooks(lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda tensor: tensor):
+            twin(images).square().sum().backward()
+        found.append([parameter.grad for parameter in twin.parameters()])
+        assert any(tensor.shape[-1] >= 16 for tensor in kept if tensor.ndim == 4) == (count == 19)
+        plain(monkeypatch)
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert theirs is None or (ours - theirs).abs().max() <= 1e-10 * max(1.0, theirs.abs().max())
 
 
 @pytest.fixture
@@ -284,6 +320,13 @@ def test_where_the_modules_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not suits(next(lite.blocks()), x) and not suits(lite.stem, torch.randn(2, 3, 8, 8))
     synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(next(network().blocks()))
     assert not suits(synced, x)
+    assert not suits_frozen(block, x)
+    block.project.norm.eval()  # one of three
+    assert not suits(block, x) and not suits_frozen(block, x)
+    freeze_batchnorm(block)
+    assert suits_frozen(block, x) and not suits(block, x)
+    freeze_batchnorm(synced)
+    assert suits_frozen(synced, x)
 
 
 def losses(model: EfficientNet, layout: torch.memory_format, steps: int) -> Tensor:

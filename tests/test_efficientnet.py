@@ -11,7 +11,6 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from effnet_lit.model import efficientnet
 from effnet_lit.model.efficientnet import ConvNorm, EfficientNet, MBConv
 from effnet_lit.model.relu6 import ReLU6
 from effnet_lit.model.zoo import freeze_batchnorm
@@ -107,7 +106,7 @@ def test_frozen_batchnorm_as_part_of_the_convolution_is_the_same(
     name: str, padding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values and gradients of a step by the modules, in float64, as with BatchNorm for itself; its buffers stay."""
-    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
     torch.manual_seed(0)
     network = EfficientNet(name, 3, padding=padding).double()
     for module in network.modules():

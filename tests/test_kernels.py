@@ -141,7 +141,7 @@ def test_all_kernels_of_a_step_are_compiled_side_by_side(monkeypatch: pytest.Mon
     )
     from effnet_lit.training.cuda_graph import compile_kernels
 
-    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
     monkeypatch.setattr(driver, "_active", NoDevice())
     network = efficientnet.EfficientNet(num_classes=2).train()
     network.stages, network.head = network.stages[:2], type(network.head)(24, 1280, 1, network.architecture)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from effnet_lit.config import Config, UserError
-from effnet_lit.model import efficientnet
 from effnet_lit.model.cpu.threads import each, together
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.zoo import create_model
@@ -137,7 +136,7 @@ def test_graphs_leave_validation_its_own_memory() -> None:
 
 def test_a_plan_knows_of_frozen_batchnorm(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the modules, as on a GPU, where it is part of the convolution."""
-    monkeypatch.setattr(efficientnet, "suits", lambda module, x: False)
+    monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
     wanted = config(16, "off")
     follows = plan_memory(wanted, network(), "cpu", "32-true", 10**11)
     wanted.training.batchnorm = "frozen"
@@ -162,7 +161,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> None:
         return 500_000_000 + batch * each[model.gradient_checkpointing]
 
     monkeypatch.setattr(step_plan, "step_peak", bytes_of)
-    monkeypatch.setattr(step_plan, "with_overhead", lambda tensors, device, mode, name: tensors)
+    monkeypatch.setattr(step_plan, "with_overhead", lambda tensors, *settings: tensors)
 
 
 @pytest.mark.usefixtures("costs")

@@ -15,8 +15,9 @@ from torchvision.ops import StochasticDepth
 from effnet_lit.model.checkpointing import MODES, recomputed
 from effnet_lit.model.cpu.conv_norm import fused_conv_norm
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
+from effnet_lit.model.cpu.frozen import frozen_mbconv
 from effnet_lit.model.cpu.mbconv import fused_mbconv
-from effnet_lit.model.cpu.suits import suits
+from effnet_lit.model.cpu.suits import suits, suits_frozen
 from effnet_lit.model.kernels.mbconv import (
     covers,
     covers_head,
@@ -24,6 +25,7 @@ from effnet_lit.model.kernels.mbconv import (
     head_with_kernels,
     mbconv_with_kernels,
 )
+from effnet_lit.model.padding import SamePaddingConv2d
 from effnet_lit.model.relu6 import ReLU6
 from effnet_lit.model.scaling import LITE, SCALES, scale_channels, scale_repeats
 
@@ -50,23 +52,6 @@ B0_STAGES = (
     Stage(6, 5, 2, 192, 4),  #                       7
     Stage(6, 3, 1, 320, 1),  #                       7
 )
-
-
-class SamePaddingConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's padding: at stride 2 the odd pixel goes to the right and the bottom."""
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        (bottom, top), (right, left) = (
-            same_padding(size, kernel, stride)
-            for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)
-        )
-        return super()._conv_forward(functional.pad(input, (left, right, top, bottom)), weight, bias)
-
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """(after, before) so that ceil(size / stride) pixels come out."""
-    total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
-    return total - total // 2, total // 2
 
 
 class ConvNorm(nn.Sequential):
@@ -97,7 +82,7 @@ class ConvNorm(nn.Sequential):
             self.act = ReLU6() if settings.get("name") == LITE else nn.SiLU()  # in place, autograd would keep a copy
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.activated(self.convolved(input))
+        return self.activated(self.convolved(input), overwrite=True)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Kernel, scale and shift."""
@@ -111,16 +96,25 @@ class ConvNorm(nn.Sequential):
         """The convolution; BatchNorm too, where it is frozen."""
         if not self.folded():
             return self.conv(x)
+        return self.conv._conv_forward(x, *self.folded_tensors())
+
+    def folded_tensors(self) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of the convolution that does what both do where BatchNorm is frozen."""
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None and variance is not None
         # PyTorch's fuse_conv_bn_weights makes new parameters, from which no gradient comes back.
         scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
-        return self.conv._conv_forward(x, self.conv.weight * scale[:, None, None, None], self.norm.bias - mean * scale)
+        return self.conv.weight * scale[:, None, None, None], self.norm.bias - mean * scale
 
-    def activated(self, raw: Tensor) -> Tensor:
-        """What follows: BatchNorm, unless it is frozen, and the activation, if there is one."""
+    def activated(self, raw: Tensor, overwrite: bool = False) -> Tensor:
+        """What follows: BatchNorm, unless it is frozen, and the activation, if there is one; in the place of ``raw``,
+        where that may be and no gradient needs it."""
         y = raw if self.folded() else self.norm(raw)
-        return self.act(y) if hasattr(self, "act") else y
+        if not hasattr(self, "act"):
+            return y
+        if overwrite and not y.requires_grad:
+            return (functional.silu if isinstance(self.act, nn.SiLU) else functional.relu6)(y, inplace=True)
+        return self.act(y)
 
 
 def conv_norm(layer: ConvNorm, x: Tensor, gradient_checkpointing: str) -> Tensor:
@@ -178,6 +172,8 @@ class MBConv(nn.Module):
         """The whole block, the way that suits device and mode."""
         if suits(self, x):
             return fused_mbconv(self, x)
+        if suits_frozen(self, x):
+            return frozen_mbconv(self, x)
         if self.kernels and covers(self, x):
             return mbconv_with_kernels(self, x)
         y = self.body_of_raw(x) if self.gradient_checkpointing == "activations" else self.body(x)

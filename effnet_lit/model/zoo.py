@@ -18,6 +18,7 @@ from effnet_lit.model.weights import HALF, apply_weights, load_weights
 
 TORCHVISION = ("resnet50", "mobilenet_v3_small", "vit_b_16")
 NAMES = (*SCALES, *TORCHVISION)
+EARLY_STAGES = 3  # of EfficientNets (docs/decisions/fine_tuning.md)
 
 
 def create_model(
@@ -77,11 +78,35 @@ def set_gradient_checkpointing(network: nn.Module, mode: str) -> None:
         )
 
 
-def freeze_batchnorm(network: nn.Module) -> None:
-    """Mean and variance stay as they are until the next ``train()``; scales and shifts are still trained."""
+def freeze_batchnorm(network: nn.Module, everywhere: bool = True) -> None:
+    """Mean and variance stay as they are until the next ``train()``, everywhere or where scales and shifts do; else
+    these are still trained."""
     for module in network.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and (everywhere or not module.weight.requires_grad):
             module.eval()
+
+
+def freeze_layers(network: nn.Module, count: int) -> None:
+    """The first so many of ``layers`` are not trained from now on.
+
+    Raises:
+        UserError: the last would be among them.
+    """
+    *before, _ = layers(network)
+    if count > len(before):
+        raise UserError(
+            f"training.frozen_layers={count} leaves nothing to train; this network has {len(before)} layers before its "
+            "last: use fewer, or training.strategy=probe."
+        )
+    for layer in before[:count]:
+        layer.requires_grad_(False)
+
+
+def early_layers(network: nn.Module) -> int:
+    """How many of ``layers`` there are up to maps of an eighth of the image's side; 0 where that was not tried."""
+    if not isinstance(network, EfficientNet):
+        return 0
+    return 1 + sum(len(stage) for stage in network.stages[:EARLY_STAGES])  # type: ignore[arg-type]
 
 
 def last_layer(network: nn.Module) -> nn.Linear:

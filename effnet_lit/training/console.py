@@ -49,9 +49,10 @@ def introduce(
     if config.training.strategy == "probe":
         console.print(f"Recipe   {config.name}: the last layer alone")
         return
+    held = f", first {config.training.frozen_layers} layers as loaded" if config.training.frozen_layers else ""
     console.print(
         f"Recipe   {config.name}: {config.epochs} epochs, batch {config.batch_size}, rate {peak_rate(config):g}, "
-        f"dropout {config.dropout_rate:g}, {config.augmentation} augmentation"
+        f"dropout {config.dropout_rate:g}, {config.augmentation} augmentation{held}"
     )
     assert isinstance(config.batch_size, int)
     advice = [batch_advice(hardware, config.batch_size)]

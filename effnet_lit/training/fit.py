@@ -31,7 +31,7 @@ from effnet_lit.data.balance import class_weights
 from effnet_lit.data.datamodule import ClassFolderDataModule
 from effnet_lit.data.prepare import PreparedData, prepare
 from effnet_lit.model.modelfile import ImageClassifier
-from effnet_lit.model.zoo import create_model, use_kernels
+from effnet_lit.model.zoo import create_model, early_layers, freeze_layers, use_kernels
 from effnet_lit.training.checkpoint import (
     AtomicCheckpointIO,
     KeepLast,
@@ -170,6 +170,10 @@ def build_network(config: Config, classes: int) -> nn.Module:
         drop_path_rate=config.model.drop_path_rate,
         image_size=config.data.image_size,
     )
+    if config.training.frozen_layers == "auto":
+        config.training.frozen_layers = early_layers(network) if config.training.batchnorm == "frozen" else 0
+    assert isinstance(config.training.frozen_layers, int)
+    freeze_layers(network, config.training.frozen_layers)
     if config.model.kernels == "on":
         use_kernels(network)
     config.data.mean = config.data.mean or list(network.mean)  # type: ignore[arg-type]

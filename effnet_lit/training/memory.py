@@ -25,7 +25,7 @@ from effnet_lit.model.zoo import freeze_batchnorm
 # the threads that take pieces grow by themselves, so each has a factor on the most it held, fitted to
 # ``python -m benchmarks.memory``: tensors that come and go leave more gaps than those that are kept.
 OVERHEAD = {"cuda": (0.1, 2**28), "mps": (0.1, 2**28)}
-LITE_HEAP = 1.7  # of Lite0 in all modes, whose tensors leave more gaps; within a quarter
+LITE_HEAP = 1.7  # of Lite0 where BatchNorm follows the batches: modules, whose tensors leave more gaps; to a quarter
 CPU_HEAPS = {"off": (1.27, 1.43), "activations": (1.84, 1.33), "blocks": (1.38, 2.30)}
 
 
@@ -79,13 +79,12 @@ def step_peak(
     Args:
         device: cpu, cuda or mps.
         precision: Lightning's word for it.
-        frozen: whether BatchNorm is.
+        frozen: whether BatchNorm is, also in layers that are trained.
     """
     shape = torch.Size((batch_size, 3, image_size, image_size))
     with without_contents(network, device, shape) as (twin, images):
         twin.train()
-        if frozen:
-            freeze_batchnorm(twin)
+        freeze_batchnorm(twin, everywhere=frozen)
         with LiveBytes() as tracker, together(), autocast(device, precision):
             for tensor in (*twin.parameters(), *twin.buffers(), images):
                 tracker.add(tensor)
@@ -126,10 +125,12 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, kinds[precision]) if precision in kinds else nullcontext()
 
 
-def with_overhead(tensors: Bytes, device: str, gradient_checkpointing: str, name: str = "") -> int:
-    """What the process or the GPU will need for them, in training the network of that name."""
+def with_overhead(
+    tensors: Bytes, device: str, gradient_checkpointing: str, name: str = "", frozen: bool = False
+) -> int:
+    """What the process or the GPU will need for them, in training the network of that name; ``frozen`` as above."""
     if device == "cpu":
-        if name == LITE:
+        if name == LITE and not frozen:
             return round(LITE_HEAP * tensors.by_caller)
         caller, threads = CPU_HEAPS[gradient_checkpointing]
         return round(caller * tensors.by_caller + threads * tensors.by_threads)

@@ -85,8 +85,7 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def on_train_epoch_start(self) -> None:
-        if self.config.training.batchnorm == "frozen":
-            freeze_batchnorm(self.network)
+        freeze_batchnorm(self.network, everywhere=self.config.training.batchnorm == "frozen")
 
     def seed_step(self) -> None:
         """Dropout and stochastic depth depend on (seed, step, rank) alone, so a resumed run draws the same."""

@@ -90,17 +90,17 @@ def plan_memory(config: Config, network: nn.Module, device: str, precision: str,
     Raises:
         UserError: none does.
     """
-    size, least = config.data.image_size, 0
+    size, least, frozen = config.data.image_size, 0, config.training.batchnorm == "frozen"
     assert isinstance(size, int)
     for micro_batch, times, mode in candidates(config, network):
         set_gradient_checkpointing(network, mode)
-        peak = step_peak(network, micro_batch, size, device, precision, config.training.batchnorm == "frozen")
+        peak = step_peak(network, micro_batch, size, device, precision, frozen)
         if config.model.kernels == "on" and mode == "off":  # graphs keep a step's memory while validation takes its own
             assert isinstance(config.data.eval_size, int)
             images = EVALUATION_BATCH * micro_batch
             evaluated = evaluation_peak(network, images, config.data.eval_size, device, precision)
             peak = peak._replace(by_caller=peak.by_caller + evaluated)
-        least = with_overhead(peak, device, mode, config.model.name)
+        least = with_overhead(peak, device, mode, config.model.name, frozen)
         if not available or least <= USABLE * available:
             return MemoryPlan(micro_batch, times, mode, least, available)
     raise UserError(
@@ -158,8 +158,7 @@ class Trial:
     def __call__(self, micro_batch: int) -> float:
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             twin = copy.deepcopy(self.network).train().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if self.frozen:
-                freeze_batchnorm(twin)
+            freeze_batchnorm(twin, everywhere=self.frozen)
             optimizer = torch.optim.AdamW(twin.parameters(), fused=True)
             images = torch.randn(micro_batch, 3, self.image_size, self.image_size, device=self.device)
             labels = torch.zeros(micro_batch, dtype=torch.long, device=self.device)

@@ -1,11 +1,7 @@
-"""BatchNorm of a batch that comes in pieces, and BatchNorm folded into the 1x1 convolution before it.
-
-A BatchNorm in evaluation mode is frozen: it keeps its running statistics, and no gradient goes through them.
-"""
+"""BatchNorm of a batch that comes in pieces, and BatchNorm folded into the 1x1 convolution before it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,12 +15,11 @@ aten = torch.ops.aten
 
 
 class Statistics(NamedTuple):
-    """Mean and 1 / deviation (C) of a batch, and how many pixels it had: of running statistics as if infinitely many,
-    so that none of them moves these."""
+    """Mean and 1 / deviation (C) of a batch, and how many pixels it had."""
 
     mean: Tensor
     inverse: Tensor
-    pixels: float
+    pixels: int
 
 
 class Moments(NamedTuple):
@@ -35,31 +30,20 @@ class Moments(NamedTuple):
     pixels: int
 
 
-def moments_of(piece: Tensor, norm: nn.BatchNorm2d) -> Moments | None:
-    """Of (N, C, H, W); none where the layer is frozen."""
-    if not norm.training:
-        return None
+def moments_of(piece: Tensor) -> Moments:
+    """Of (N, C, H, W)."""
     mean, variance = aten.batch_norm_update_stats(piece, None, None, 0.0)
     return Moments(mean, variance, pixel_count(piece))
 
 
-def statistics_of(pieces: Sequence[Moments | None], norm: nn.BatchNorm2d) -> Statistics:
-    """Of all pieces together, merged in float64 (Chan et al. 1983, equation 2.1), or of a frozen layer its own."""
-    moments = [piece for piece in pieces if piece is not None]
-    if not moments:
-        return running_statistics(norm)
-    means = torch.stack([piece.mean for piece in moments]).double()  # (pieces, C)
-    variances = torch.stack([piece.variance for piece in moments]).double()
-    pixels = sum(piece.pixels for piece in moments)
-    share = torch.tensor([[piece.pixels / pixels] for piece in moments], dtype=torch.float64)
+def statistics_of(pieces: Sequence[Moments], norm: nn.BatchNorm2d) -> Statistics:
+    """Of all pieces together, merged in float64 (Chan et al. 1983, equation 2.1)."""
+    means = torch.stack([piece.mean for piece in pieces]).double()  # (pieces, C)
+    variances = torch.stack([piece.variance for piece in pieces]).double()
+    pixels = sum(piece.pixels for piece in pieces)
+    share = torch.tensor([[piece.pixels / pixels] for piece in pieces], dtype=torch.float64)
     mean = (share * means).sum(0)
     return settle(mean, (share * (variances + (means - mean) ** 2)).sum(0), pixels, norm)
-
-
-def running_statistics(norm: nn.BatchNorm2d) -> Statistics:
-    """Of all batches so far."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    return Statistics(norm.running_mean.clone(), (norm.running_var + norm.eps).rsqrt(), math.inf)
 
 
 def pixel_count(x: Tensor) -> int:
@@ -113,23 +97,19 @@ def through_norm(statistics: Statistics, scale: Tensor, gradients: Tensor) -> Ca
 
 class Folded(NamedTuple):
     """``weight`` (E, C, 1, 1) and ``bias`` (E) map pixels to normalised outputs; ``mean`` (C) is of all pixels,
-    ``along`` (E, C) the raw outputs' covariances with them, ``inverse`` (E) 1 / deviation of these. Of a frozen layer
-    the first two are zero, and its mean is ``centre`` (E), else zero. ``pixels`` as in ``Statistics``."""
+    ``along`` (E, C) the raw outputs' covariances with them, ``inverse`` (E) 1 / deviation of these."""
 
     weight: Tensor
     bias: Tensor
     mean: Tensor
     along: Tensor
     inverse: Tensor
-    centre: Tensor
-    pixels: float
+    pixels: int
 
 
 def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.BatchNorm2d) -> Folded:
     """Where raw = W x, its mean is W mean(x) and its variance the diagonal of W Cov(x) W^T: few channels come in, so
     this takes far less than looking at all that come out."""
-    if not norm.training:
-        return fold_frozen(weight, scale, shift, norm)
     around = pieces[0].mean((0, 2, 3))
     sums, products = zip(*each(lambda piece: moments_around(around, piece), pieces), strict=True)
     pixels = sum(pixel_count(piece) for piece in pieces)
@@ -141,16 +121,7 @@ def fold(pieces: Sequence[Tensor], weight: Tensor, scale: Tensor, shift: Tensor,
     statistics = settle(centre, variance, pixels, norm)
     factor = scale * statistics.inverse
     folded, bias = factor[:, None] * w, shift - centre * factor
-    return Folded(folded.view_as(weight), bias, mean, along, statistics.inverse, torch.zeros_like(centre), pixels)
-
-
-def fold_frozen(weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.BatchNorm2d) -> Folded:
-    """With running statistics, which depend on no pixel."""
-    centre, inverse, pixels = running_statistics(norm)
-    factor, w = scale * inverse, weight.flatten(1)
-    bias = shift - centre * factor
-    mean, along = w.new_zeros(w.shape[1]), torch.zeros_like(w)
-    return Folded((factor[:, None] * w).view_as(weight), bias, mean, along, inverse, centre, pixels)
+    return Folded(folded.view_as(weight), bias, mean, along, statistics.inverse, pixels)
 
 
 def moments_around(point: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +152,7 @@ def unfold(folded: Folded, weight: Tensor, scale: Tensor, by_folded: Tensor) -> 
     """
     w, by_bias = weight.flatten(1), by_folded[-1]
     by_centred = by_folded[:-1].t().contiguous() - torch.outer(by_bias, folded.mean)
-    by_scale = ((by_centred * w).sum(1) - by_bias * folded.centre) * folded.inverse
+    by_scale = (by_centred * w).sum(1) * folded.inverse
     factor, part = scale * folded.inverse, folded.inverse * by_scale
     by_weight = factor[:, None] * (by_centred - part[:, None] * folded.along)
     lacking = -w.t() @ ((factor * part / folded.pixels)[:, None] * w)  # (C, C), symmetric

@@ -41,10 +41,10 @@ class FusedConvNorm(torch.autograd.Function):
     def forward(ctx: Any, layer: ConvNorm, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         stride = layer.conv.stride[0] * layer.conv.stride[1]
 
-        def to_raw(piece: Tensor) -> tuple[Tensor, Moments | None]:
+        def to_raw(piece: Tensor) -> tuple[Tensor, Moments]:
             y = functional.conv2d(piece, weight, None, layer.conv.stride, layer.conv.padding)
             y = y.contiguous(memory_format=torch.channels_last)
-            return y, moments_of(y, layer.norm)
+            return y, moments_of(y)
 
         def to_result(part: slice, piece: Tensor) -> None:
             aten.silu_(normalise(piece, statistics, scale, shift, out=result[part]))

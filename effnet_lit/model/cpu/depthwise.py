@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from effnet_lit.model.cpu.step import in_step
+from effnet_lit.model.padding import SamePaddingConv2d
 
 aten = torch.ops.aten
 
@@ -45,6 +46,8 @@ class Depthwise(torch.autograd.Function):
 
 def depthwise(x: Tensor, kernel: Tensor, conv: nn.Conv2d, bias: Tensor | None = None) -> Tensor:
     """As ``conv`` does it, in channels_last also where there is a single image."""
+    if isinstance(conv, SamePaddingConv2d):
+        x = functional.pad(x, conv.around(x))
     result = functional.conv2d(x, kernel, bias, conv.stride, conv.padding, 1, conv.groups)
     return result.contiguous(memory_format=torch.channels_last)
 
@@ -56,6 +59,8 @@ def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Con
     of five come three at a time, from the input padded by two on either side. On maps with fewer rows than the kernel
     that code is slow too, so these get rows of zeros.
     """
+    if isinstance(conv, SamePaddingConv2d):
+        return same_padding_backward(gradient, x, kernel, conv)
     size, height, width = kernel.shape[-1], *x.shape[2:]
     tall = height if height >= size else size + 1
     tall_gradient = padded(gradient, (tall - 1) // conv.stride[0] + 1, gradient.shape[3], 0)
@@ -79,6 +84,26 @@ def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Con
         return by_x, of_kernel(kernel, 1, padded(x, tall, width, 0))
     left, right = (of_kernel(kernel[..., :3], 0, padded(x, tall, width + 2, at)) for at in (2, 0))
     return by_x, torch.cat([left, right[..., 1:]], -1)
+
+
+def same_padding_backward(
+    gradient: Tensor, x: Tensor, kernel: Tensor, conv: SamePaddingConv2d
+) -> tuple[Tensor, Tensor]:
+    """``depthwise_backward`` of the input padded beforehand."""
+    left, right, top, bottom = conv.around(x)
+    x = functional.pad(x, (left, right, top, bottom))
+
+    def backward(x: Tensor, kernel: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        return aten.convolution_backward(
+            gradient, x, kernel, None, conv.stride, [0, 0], [1, 1], False, [0, 0], conv.groups, wanted
+        )
+
+    by_x, by_kernel, _ = backward(x, kernel, [True, kernel.shape[-1] == 3, False])
+    if by_kernel is None:
+        first, last = (backward(part, kernel[..., :3], [False, True, False])[1] for part in (x[..., :-2], x[..., 2:]))
+        by_kernel = torch.cat([first, last[..., 1:]], -1)
+    height, width = x.shape[2:]
+    return by_x[..., top : height - bottom, left : width - right], by_kernel
 
 
 def padded(x: Tensor, height: int, width: int, at: int) -> Tensor:

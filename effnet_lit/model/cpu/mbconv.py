@@ -6,7 +6,6 @@ what is cheap.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,8 +27,9 @@ from effnet_lit.model.cpu.batchnorm import (
     unfold,
 )
 from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
-from effnet_lit.model.cpu.pieces import as_images, new_images, parts, rows, split, total, totals
-from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward, weight_and_bias_gradients
+from effnet_lit.model.cpu.gate import Gate, GateWeights, gate_of, gated_projection_backward
+from effnet_lit.model.cpu.pieces import new_images, parts, split, total, totals
+from effnet_lit.model.cpu.pointwise import pointwise, weight_and_bias_gradients
 from effnet_lit.model.cpu.threads import each, undivided
 
 if TYPE_CHECKING:
@@ -41,15 +41,11 @@ CHEAP_CHANNELS = 16  # expanding so few is cheap: of EfficientNet-B0 a ninth of 
 
 
 class Weights(NamedTuple):
-    """Parameters of an MBConv, less those of the expansion."""
+    """Parameters of an MBConv, less those of the expansion and the gate."""
 
     kernel: Tensor  # (E, 1, k, k)
     scale: Tensor
     shift: Tensor
-    reduce: Tensor  # (S, E, 1, 1)
-    reduce_bias: Tensor
-    excite: Tensor  # (E, S, 1, 1)
-    excite_bias: Tensor
     project: Tensor  # (C', E, 1, 1)
     out_scale: Tensor
     out_shift: Tensor
@@ -63,37 +59,8 @@ def fused_mbconv(block: MBConv, x: Tensor) -> Tensor:
     gate = block.squeeze_excite
     gate_weights = gate.reduce.weight, gate.reduce.bias, gate.expand.weight, gate.expand.bias
     return FusedMBConv.apply(  # type: ignore[return-value]
-        block, x, drop, *expand, *block.depthwise.tensors(), *gate_weights, *block.project.tensors()
+        block, x, drop, *expand, *block.depthwise.tensors(), *block.project.tensors(), *gate_weights
     )
-
-
-class Gate(NamedTuple):
-    """Of squeeze-and-excitation: means over space (N, E), what they are reduced to (N, S), and the gate (N, E)."""
-
-    pooled: Tensor
-    reduced: Tensor
-    gate: Tensor
-
-
-def gate_of(y: Tensor, w: Weights) -> Gate:
-    """(N, E, H, W) -> its gate."""
-    pooled = y.mean((2, 3))
-    reduced = functional.linear(pooled, w.reduce.flatten(1), w.reduce_bias)
-    gate = functional.linear(functional.silu(reduced), w.excite.flatten(1), w.excite_bias).sigmoid_()
-    return Gate(pooled, reduced, gate)
-
-
-def gate_backward(by_gate: Tensor, gate: Gate, w: Weights) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of the means (N, E) and of the four parameters."""
-    by_excited = by_gate * gate.gate * (1 - gate.gate)
-    by_reduced = aten.silu_backward(by_excited @ w.excite.flatten(1), gate.reduced)
-    by_reduce, by_excite = by_reduced.t() @ gate.pooled, by_excited.t() @ functional.silu(gate.reduced)
-    return by_reduced @ w.reduce.flatten(1), [
-        by_reduce.view_as(w.reduce),
-        by_reduced.sum(0),
-        by_excite.view_as(w.excite),
-        by_excited.sum(0),
-    ]
 
 
 def keeps_expanded(gradient_checkpointing: str, channels: int) -> bool:
@@ -108,7 +75,7 @@ class FusedMBConv(torch.autograd.Function):
     @staticmethod
     @undivided
     def forward(ctx: Any, block: MBConv, x: Tensor, drop: Tensor | None, *tensors: Any) -> Tensor:
-        expand, w = tensors[:3], Weights(*tensors[3:])
+        expand, w, gate_weights = tensors[:3], Weights(*tensors[3:9]), GateWeights(*tensors[9:])
         pieces = split(x, len(w.kernel))
         keeps = keeps_expanded(block.gradient_checkpointing, x.shape[1])
         folded = (
@@ -117,17 +84,17 @@ class FusedMBConv(torch.autograd.Function):
             else None
         )
 
-        def to_raw(piece: Tensor) -> tuple[Tensor, Moments | None, Tensor | None]:
+        def to_raw(piece: Tensor) -> tuple[Tensor, Moments, Tensor | None]:
             z = None if folded is None else pointwise(piece, folded.weight, folded.bias)
             result = depthwise(piece if z is None else functional.silu(z), w.kernel, block.depthwise.conv)
-            return result, moments_of(result, block.depthwise.norm), z if keeps else None
+            return result, moments_of(result), z if keeps else None
 
-        def to_projected(piece: Tensor) -> tuple[Tensor, Moments | None, Gate]:
+        def to_projected(piece: Tensor) -> tuple[Tensor, Moments, Gate]:
             y = aten.silu_(normalise(piece, hidden, w.scale, w.shift))
-            gate = gate_of(y, w)
+            gate = gate_of(y, gate_weights)
             y *= gate.gate[:, :, None, None]
             result = pointwise(y, w.project)
-            return result, moments_of(result, block.project.norm), gate
+            return result, moments_of(result), gate
 
         def to_result(part: slice, piece: Tensor) -> None:
             out = normalise(piece, final, w.out_scale, w.out_shift, out=result[part])
@@ -153,15 +120,16 @@ class FusedMBConv(torch.autograd.Function):
     @undivided
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         x, drop, *tensors = ctx.saved_tensors
-        expand, w, tensors = tensors[:3], Weights(*tensors[3:13]), tensors[13:]
+        expand, w, gate_weights = tensors[:3], Weights(*tensors[3:9]), GateWeights(*tensors[9:13])
+        tensors = tensors[13:]
         hidden = Statistics(tensors[0], tensors[1], ctx.pixels[0])
         final = Statistics(tensors[2], tensors[3], ctx.pixels[1])
         gate = Gate(*tensors[4:7])
-        folded = Folded._make([*tensors[7:13], ctx.pixels[2]]) if tensors[7] is not None else None
-        raw, projected, expanded = (tensors[13 + i * ctx.pieces :][: ctx.pieces] for i in range(3))
+        folded = Folded._make([*tensors[7:12], ctx.pixels[2]]) if tensors[7] is not None else None
+        raw, projected, expanded = (tensors[12 + i * ctx.pieces :][: ctx.pieces] for i in range(3))
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         by_hidden, by_norm, by_project, by_gate, by_final = project_backward(
-            gradient, drop, raw, projected, hidden, gate, final, w
+            gradient, drop, raw, projected, hidden, gate, gate_weights, final, w
         )
         to_raw = through_norm(hidden, w.scale, by_norm)
         by_x, by_expand, by_kernel = depthwise_and_expand_backward(
@@ -176,7 +144,7 @@ class FusedMBConv(torch.autograd.Function):
             ctx.block.depthwise.conv,
             gradient if ctx.block.has_skip else None,
         )
-        return None, by_x, None, *by_expand, by_kernel, *by_norm, *by_gate, by_project, *by_final
+        return None, by_x, None, *by_expand, by_kernel, *by_norm, by_project, *by_final, *by_gate
 
 
 def project_backward(
@@ -186,6 +154,7 @@ def project_backward(
     projected: Sequence[Tensor],
     hidden: Statistics,
     gate: Gate,
+    gate_weights: GateWeights,
     final: Statistics,
     w: Weights,
 ) -> tuple[list[Tensor], Tensor, Tensor, Sequence[Tensor], Tensor]:
@@ -204,7 +173,7 @@ def project_backward(
     def backward(part: slice, dy: Tensor, piece: Tensor, end: Tensor) -> tuple[Tensor, list[Tensor]]:
         z = normalise(piece, hidden, w.scale, w.shift)
         by_y, by_project, by_gate = gated_projection_backward(
-            to_projected(dy, end), functional.silu(z), Gate(*(tensor[part] for tensor in gate)), w
+            to_projected(dy, end), functional.silu(z), Gate(*(tensor[part] for tensor in gate)), gate_weights, w.project
         )
         dz = aten.silu_backward(by_y, z, grad_input=by_y)
         return dz, [norm_gradients(dz, piece, hidden, w.scale), by_project, *by_gate]
@@ -212,29 +181,6 @@ def project_backward(
     outgoing, gradients = zip(*each(backward, parts(raw), incoming, raw, projected), strict=True)
     by_norm, by_project, *by_gate = totals(gradients)
     return list(outgoing), by_norm, by_project, by_gate, by_final
-
-
-def gated_projection_backward(
-    gradient: Tensor, y: Tensor, gate: Gate, w: Weights
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """From the projection of ``y`` times its gate to ``y`` by one piece: gradients of ``y``, of the projection and of
-    the gate's four parameters."""
-    n, c, *size = gradient.shape
-    pixels = math.prod(size)
-    if pixels < 2 * c:  # products of so few pixels are larger than what they spare
-        opened = gate.gate[:, :, None, None]
-        gated = y * opened
-        by_gated, by_project = pointwise_backward(gradient, gated, w.project)
-        by_pooled, by_gate = gate_backward(torch.mul(by_gated, y, out=gated).sum((2, 3)), gate, w)
-        by_y = torch.addcmul(by_pooled[:, :, None, None] / pixels, by_gated, opened, out=by_gated)
-        return by_y, by_project, by_gate
-    # One product an image holds the projection's gradient and the gate's; neither needs all pixels again.
-    project, lines = w.project.flatten(1), rows(gradient).view(n, pixels, c)
-    products = torch.bmm(lines.transpose(1, 2), rows(y).view(n, pixels, -1))  # (N, C', E)
-    by_project = torch.einsum("nce,ne->ce", products, gate.gate).view_as(w.project)
-    by_pooled, by_gate = gate_backward(products.mul_(project).sum(1), gate, w)
-    by_lines = torch.baddbmm(by_pooled[:, None] / pixels, lines, project * gate.gate[:, None])
-    return as_images(by_lines.view(n * pixels, -1), y), by_project, by_gate
 
 
 def depthwise_and_expand_backward(
@@ -274,6 +220,5 @@ def depthwise_and_expand_backward(
     by_expand: Sequence[Tensor | None] = (None, None, None)
     if folded is not None:
         *by_expand, weight, bias = unfold(folded, expand[0], expand[1], *by_folded)
-        if math.isfinite(folded.pixels):
-            each(lambda part: by_x[part].add_(pointwise(x[part], weight, bias)), parts(raw))
+        each(lambda part: by_x[part].add_(pointwise(x[part], weight, bias)), parts(raw))
     return by_x, by_expand, by_kernel

@@ -7,20 +7,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 from effnet_lit.model.cpu.step import in_step
+from effnet_lit.model.padding import SamePaddingConv2d
 from effnet_lit.model.relu6 import ReLU6
 
 SMALLEST_BYTES = 8 * 2**20  # of a batch's activations at their widest; below, waiting costs more than the cache gives
 
 
 def suits(module: nn.Module, x: Tensor) -> bool:
-    """Whether a function here can stand in for ``module``: a training step on a CPU in full precision, symmetric
-    padding, every BatchNorm with running statistics, and enough to do."""
-    return (
-        in_step(x)
-        and module.training
-        and widest(module) * x[:, 0].numel() * x.element_size() >= SMALLEST_BYTES
-        and all(trains_plainly(part) for part in module.modules())
-    )
+    """Whether a function here can stand in for ``module`` whose BatchNorms follow the batches: a training step on a CPU
+    in full precision, symmetric padding, SiLU, running statistics, and enough to do."""
+    return enough_to_do(module, x) and all(trains_plainly(part) for part in module.modules())
+
+
+def suits_frozen(module: nn.Module, x: Tensor) -> bool:
+    """The same where all its BatchNorms are frozen; with TensorFlow's padding and ReLU6, too."""
+    return enough_to_do(module, x) and all(frozen_plainly(part) for part in module.modules())
+
+
+def enough_to_do(module: nn.Module, x: Tensor) -> bool:
+    """In a training step."""
+    return in_step(x) and module.training and widest(module) * x[:, 0].numel() * x.element_size() >= SMALLEST_BYTES
 
 
 def widest(module: nn.Module) -> int:
@@ -31,6 +37,13 @@ def widest(module: nn.Module) -> int:
 def trains_plainly(part: nn.Module) -> bool:
     """For one layer: nothing about it that the functions here leave out."""
     if isinstance(part, _BatchNorm):
-        plain = type(part) is nn.BatchNorm2d
+        plain = type(part) is nn.BatchNorm2d and part.training
         return plain and part.momentum is not None and part.running_mean is not None
     return not isinstance(part, (nn.Conv2d, ReLU6)) or type(part) in (nn.Conv2d, DepthwiseConv2d)
+
+
+def frozen_plainly(part: nn.Module) -> bool:
+    """The same where BatchNorm is frozen."""
+    if isinstance(part, _BatchNorm):
+        return not part.training and part.running_mean is not None
+    return not isinstance(part, nn.Conv2d) or type(part) in (nn.Conv2d, DepthwiseConv2d, SamePaddingConv2d)
