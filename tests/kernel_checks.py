@@ -15,6 +15,7 @@ from effnet_lit.model.efficientnet import EfficientNet, MBConv, Stage
 from effnet_lit.model.kernels import depthwise, pointwise
 from effnet_lit.model.kernels.depthwise import norm_silu_depthwise, norm_silu_depthwise_backward
 from effnet_lit.model.kernels.mbconv import mbconv_with_kernels
+from effnet_lit.model.zoo import freeze_batchnorm, freeze_layers
 
 
 @pytest.fixture(autouse=True)
@@ -314,6 +315,28 @@ def test_the_stem_joins_the_first_block(frozen: bool) -> None:
         results.append((y, *torch.autograd.grad(y.square().sum(), list(each.parameters())), *each.buffers()))
     assert "NormSiluGate" in graph_of(results[1][0]) and "NormSiluGate" not in graph_of(results[0][0])
     assert "SiluBackward" not in graph_of(results[1][0], below="NormSiluGate")
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, **EXACT)
+
+
+def test_layers_before_the_trained_ones() -> None:
+    """No gradient reaches them, nor is any asked for; the others' are the modules'."""
+    torch.manual_seed(0)
+    network = EfficientNet(num_classes=3, drop_path_rate=0.0, dropout_rate=0.0)
+    network.stages, network.head = network.stages[:2], type(network.head)(24, 1280, 1, network.architecture)
+    network = network.double().to(DEVICE, memory_format=torch.channels_last).train()
+    freeze_batchnorm(network)
+    freeze_layers(network, 3)
+    with_kernels = copy.deepcopy(network)
+    for block in with_kernels.blocks():
+        block.kernels = True
+    x = torch.randn(2, 3, 18, 17, dtype=torch.float64, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    results = []
+    for each in (network, with_kernels):
+        y = each(x)
+        trained = [parameter for parameter in each.parameters() if parameter.requires_grad]
+        results.append((y, *torch.autograd.grad(y.square().sum(), trained)))
+    assert "NormSiluGate" in graph_of(results[1][0]) and "NormSiluGate" not in graph_of(results[0][0])
     for wanted, found in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, **EXACT)
 

@@ -20,7 +20,7 @@ from effnet_lit.evaluation.features import answers_and_features
 from effnet_lit.evaluation.metrics import predict_probabilities, wilson_interval
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.modelfile import Header, ImageClassifier
-from effnet_lit.model.zoo import last_layer
+from effnet_lit.model.zoo import create_model, early_layers, last_layer
 from effnet_lit.training.head import descend, fit_head, fit_linear
 
 TINY = ("limits=off", "epochs=1", "batch_size=16", "data.image_size=32", "seed=3")
@@ -141,7 +141,7 @@ def test_a_probe_changes_the_last_layer_alone(class_folder: Path, weights_file: 
 def test_a_whole_run_starts_from_the_fitted_head(
     class_folder: Path, weights_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = run(class_folder, weights_file)
+    config = run(class_folder, weights_file, "training.frozen_layers=0")
     assert config.training.layer_decay == LAYER_DECAY
     result = fit(config, tmp_path / "run")
     assert "Preview  " in capsys.readouterr().out
@@ -170,7 +170,46 @@ def test_weights_with_their_own_head_keep_it(class_folder: Path, tmp_path: Path)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["preview"] is None
 
 
-@pytest.mark.parametrize("setting", ["strategy=probe", "batchnorm=frozen", "head_first=on"])
+def moved_parts(start: Path, end: Path) -> set[str]:
+    """Layers and stages any weight or buffer of which is another."""
+    before, after = load_file(start), load_file(end)
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    return {".".join(name.split(".")[:2]) if name.startswith("stages") else name.split(".")[0] for name in changed}
+
+
+def test_first_layers_stay_as_loaded(
+    class_folder: Path, weights_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their BatchNorm too, where it follows the batches elsewhere."""
+    late = {"stages.3", "stages.4", "stages.5", "stages.6", "head", "classifier"}
+    result = fit(run(class_folder, weights_file), tmp_path / "run")
+    assert moved_parts(weights_file, result.model_path) == late
+    assert "first 6 layers as loaded" in capsys.readouterr().out
+    assert "frozen_layers: 6" in (result.run_dir / "config.yaml").read_text()
+    following = ("training.frozen_layers=2", "training.batchnorm=train")
+    result = fit(run(class_folder, weights_file, *following), tmp_path / "following")
+    assert moved_parts(weights_file, result.model_path) == {"stages.1", "stages.2", *late}
+
+
+def test_all_layers_move_where_batchnorm_follows(class_folder: Path, weights_file: Path, tmp_path: Path) -> None:
+    result = fit(run(class_folder, weights_file, "training.batchnorm=train"), tmp_path / "run")
+    assert "frozen_layers: 0" in (result.run_dir / "config.yaml").read_text()
+    assert {"stem", "stages.0"} <= moved_parts(weights_file, result.model_path)
+
+
+def test_too_many_frozen_layers(class_folder: Path, weights_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.frozen_layers=19 leaves nothing.* 18 layers before its last"):
+        fit(run(class_folder, weights_file, "training.frozen_layers=19"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    fit(run(class_folder, weights_file, "training.frozen_layers=18", "trainer.max_steps=1"), tmp_path / "last")
+
+
+@pytest.mark.parametrize(("name", "count"), [("efficientnet_b0", 6), ("efficientnet_b2", 9), ("resnet50", 0)])
+def test_early_layers(name: str, count: int) -> None:
+    assert early_layers(create_model(name, 3)) == count
+
+
+@pytest.mark.parametrize("setting", ["strategy=probe", "batchnorm=frozen", "head_first=on", "frozen_layers=3"])
 def test_random_weights_have_nothing_to_keep(setting: str, class_folder: Path) -> None:
     with pytest.raises(UserError, match=r"needs.* weights.*model\.weights"):
         compose(f"data.dir={class_folder}", *TINY, "model.weights=none", f"training.{setting}")
