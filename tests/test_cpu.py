@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def network(**options: float | str) -> EfficientNet:
 
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on the modules compute."""
+    """From now on the modules compute training steps."""
     monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
 
 
@@ -141,6 +142,22 @@ def test_a_step_of_the_last_layers_equals_the_modules(count: int, monkeypatch: p
     for ours, theirs in zip(*found, strict=True):
         assert (ours is None) == (theirs is None)
         assert theirs is None or (ours - theirs).abs().max() <= 1e-10 * max(1.0, theirs.abs().max())
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])
+@pytest.mark.parametrize("no_gradients", [torch.no_grad, torch.inference_mode])
+def test_evaluation_equals_the_modules(
+    name: str, no_gradients: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2**19)
+    model = statistics_of_others(network(name=name).double()).eval()
+    images = torch.randn(5, 3, 64, 64, dtype=torch.float64)
+    with no_gradients():
+        assert all(suits_frozen(block, images) for block in model.blocks())
+        ours = model(images)
+        monkeypatch.setattr("effnet_lit.model.cpu.suits.plain", lambda x: False)
+        theirs = model(images)
+    assert theirs.std() > 0.1 and (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
 
 
 @pytest.fixture
@@ -313,7 +330,8 @@ def test_where_the_modules_compute(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not suits(block, x)
     with torch.autocast("cpu", torch.bfloat16):
         assert not suits(block, x)
-    assert not suits(copy.deepcopy(block).eval(), x)  # gradients of an evaluation, as heat maps take them
+    evaluated = copy.deepcopy(block).eval()  # with gradients, as heat maps take them
+    assert not suits(evaluated, x) and not suits_frozen(evaluated, x)
     first, second, *_ = EfficientNet(padding="same").blocks()
     assert suits(first, x) and not suits(second, torch.randn(2, 16, 8, 8))  # of stride 2
     lite = EfficientNet("efficientnet_lite0")

@@ -74,11 +74,42 @@ def weights_of(tensors: Sequence[Any]) -> Weights:
 def frozen_mbconv(block: MBConv, x: Tensor) -> Tensor:
     """``block(x)``, (N, C, H, W) -> (N, C', H', W')."""
     x = x.contiguous(memory_format=torch.channels_last)  # pixels as rows must be views
-    drop = block.drop_path(x.new_ones(len(x), 1, 1, 1)) if block.has_skip and block.drop_path.p > 0 else None
+    drops = block.training and block.has_skip and block.drop_path.p > 0
+    drop = block.drop_path(x.new_ones(len(x), 1, 1, 1)) if drops else None
     expand = (None, None) if isinstance(block.expand, nn.Identity) else block.expand.folded_tensors()
     tensors = *expand, *block.depthwise.folded_tensors(), *block.project.folded_tensors()
-    gate = block.squeeze_excite.parameters()  # weight and bias of either layer
-    return FrozenMBConv.apply(block, x, drop, *tensors, *gate)  # type: ignore[return-value]
+    tensors += tuple(block.squeeze_excite.parameters())  # weight and bias of either layer
+    if not torch.is_grad_enabled():
+        return in_pieces(block, x, drop, weights_of(tensors), False)[0]
+    return FrozenMBConv.apply(block, x, drop, *tensors)  # type: ignore[return-value]
+
+
+@undivided
+def in_pieces(
+    block: MBConv, x: Tensor, drop: Tensor | None, w: Weights, trained: bool
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor]]:
+    """The result and, of each piece, what comes from the depthwise and from the expanding convolution, as far as it is
+    kept; and the gate of all."""
+    keeps = trained and keeps_expanded(block.gradient_checkpointing, x.shape[1])
+
+    def through(part: slice, piece: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Sequence[Tensor]]:
+        expanded = w.expanded(piece)
+        y = piece if expanded is None else w.activation.value(expanded)
+        hidden = w.activation.kept(depthwise(y, w.kernel, block.depthwise.conv, w.bias))
+        y, gate = w.activation.value(hidden), ()
+        if w.gate is not None:
+            gate = gate_of(y, w.gate)
+            y *= gate.gate[:, :, None, None]
+        result = pointwise(y, w.project, w.project_bias)
+        if drop is not None:
+            result *= drop[part]
+        if block.has_skip:
+            result += piece
+        return result, hidden if trained else None, expanded if keeps else None, gate
+
+    pieces = split(x, len(w.kernel))
+    results, hidden, expanded, gates = zip(*each(through, parts(pieces), pieces), strict=True)
+    return torch.cat(results), hidden, expanded, [torch.cat(values) for values in zip(*gates, strict=True)]
 
 
 class FrozenMBConv(torch.autograd.Function):
@@ -86,33 +117,13 @@ class FrozenMBConv(torch.autograd.Function):
     says; nothing where nothing is trained."""
 
     @staticmethod
-    @undivided
     def forward(ctx: Any, block: MBConv, x: Tensor, drop: Tensor | None, *tensors: Any) -> Tensor:
-        w, trained = weights_of(tensors), any(ctx.needs_input_grad)
-        keeps = trained and keeps_expanded(block.gradient_checkpointing, x.shape[1])
-
-        def through(part: slice, piece: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Sequence[Tensor]]:
-            expanded = w.expanded(piece)
-            y = piece if expanded is None else w.activation.value(expanded)
-            hidden = w.activation.kept(depthwise(y, w.kernel, block.depthwise.conv, w.bias))
-            y, gate = w.activation.value(hidden), ()
-            if w.gate is not None:
-                gate = gate_of(y, w.gate)
-                y *= gate.gate[:, :, None, None]
-            result = pointwise(y, w.project, w.project_bias)
-            if drop is not None:
-                result *= drop[part]
-            if block.has_skip:
-                result += piece
-            return result, hidden if trained else None, expanded if keeps else None, gate
-
-        pieces = split(x, len(w.kernel))
-        results, hidden, expanded, gates = zip(*each(through, parts(pieces), pieces), strict=True)
+        trained = any(ctx.needs_input_grad)
+        result, hidden, expanded, gate = in_pieces(block, x, drop, weights_of(tensors), trained)
         if trained:
-            ctx.block, ctx.pieces = block, len(pieces)
-            gate = [torch.cat(values) for values in zip(*gates, strict=True)]
+            ctx.block, ctx.pieces = block, len(hidden)
             ctx.save_for_backward(x, drop, *hidden, *expanded, *gate, *tensors)
-        return torch.cat(results)
+        return result
 
     @staticmethod
     @once_differentiable

@@ -8,10 +8,14 @@ from torch import Tensor
 
 def in_step(x: Tensor) -> bool:
     """Whether ``x`` takes part in a training step on a CPU in full precision that is not being compiled."""
+    return torch.is_grad_enabled() and plain(x)
+
+
+def plain(x: Tensor) -> bool:
+    """Whether ``x`` is on a CPU in full precision and not being compiled."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
-        and torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

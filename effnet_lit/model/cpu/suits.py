@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
-from effnet_lit.model.cpu.step import in_step
+from effnet_lit.model.cpu.step import in_step, plain
 from effnet_lit.model.padding import SamePaddingConv2d
 from effnet_lit.model.relu6 import ReLU6
 
@@ -16,17 +17,20 @@ SMALLEST_BYTES = 8 * 2**20  # of a batch's activations at their widest; below, w
 def suits(module: nn.Module, x: Tensor) -> bool:
     """Whether a function here can stand in for ``module`` whose BatchNorms follow the batches: a training step on a CPU
     in full precision, symmetric padding, SiLU, running statistics, and enough to do."""
-    return enough_to_do(module, x) and all(trains_plainly(part) for part in module.modules())
+    return in_step(x) and module.training and enough_to_do(module, x) and all(map(trains_plainly, module.modules()))
 
 
 def suits_frozen(module: nn.Module, x: Tensor) -> bool:
-    """The same where all its BatchNorms are frozen; with TensorFlow's padding and ReLU6, too."""
-    return enough_to_do(module, x) and all(frozen_plainly(part) for part in module.modules())
+    """The same where all its BatchNorms are frozen: also with TensorFlow's padding and ReLU6, and also in evaluation
+    without gradients."""
+    step = in_step(x) and module.training
+    evaluation = plain(x) and not (module.training or torch.is_grad_enabled())
+    return (step or evaluation) and enough_to_do(module, x) and all(map(frozen_plainly, module.modules()))
 
 
 def enough_to_do(module: nn.Module, x: Tensor) -> bool:
-    """In a training step."""
-    return in_step(x) and module.training and widest(module) * x[:, 0].numel() * x.element_size() >= SMALLEST_BYTES
+    """For pieces."""
+    return widest(module) * x[:, 0].numel() * x.element_size() >= SMALLEST_BYTES
 
 
 def widest(module: nn.Module) -> int:
