@@ -38,7 +38,8 @@ class Contender:
     """A network and how its step is run.
 
     ``best``: channels_last, fused AdamW, on a CPU the faster number of threads, on a GPU cuDNN's own search; otherwise
-    as the library gives it. ``checkpointing`` and ``kernels`` are ours alone.
+    as the library gives it. ``checkpointing``, ``kernels`` and ``fine_tuning``, BatchNorm and first layers as loaded,
+    are ours alone.
     """
 
     name: str
@@ -49,12 +50,14 @@ class Contender:
     compiled: bool = False
     checkpointing: str = "off"
     kernels: bool = False
+    fine_tuning: bool = False
 
 
 def contenders(device: str) -> list[Contender]:
     """All that are compared on "cpu" or "gpu"."""
     ours = partial(Contender, package="effnet_lit", keeps_freed_memory=device == "cpu")
     chosen = [ours(f"ours, {mode}", checkpointing=mode) for mode in ("off", "activations", "blocks")]
+    chosen.append(ours("ours, fine-tuning", fine_tuning=True))
     if device == "gpu":
         chosen += [ours("ours, compiled", compiled=True), ours("ours, kernels", compiled=True, kernels=True)]
     for package in ("torchvision", "timm"):
@@ -101,6 +104,14 @@ def compiled(network: nn.Module, contender: Contender) -> Any:
     return network
 
 
+def hold_as_loaded(network: nn.Module) -> None:
+    """What a run from loaded weights does not train."""
+    from effnet_lit.model.zoo import early_layers, freeze_batchnorm, freeze_layers
+
+    freeze_layers(network, early_layers(network))
+    freeze_batchnorm(network)
+
+
 class Step:
     """A training step, again and again on the same random images."""
 
@@ -110,6 +121,8 @@ class Step:
         torch.backends.cudnn.benchmark = contender.best
         torch.manual_seed(0)
         self.network = build_network(contender, size).train().to(self.device).to(memory_format=layout)
+        if contender.fine_tuning:
+            hold_as_loaded(self.network)
         fused = True if contender.best else None
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, fused=fused)
         self.images = torch.randn(batch, 3, size, size).to(device=self.device, memory_format=layout)
