@@ -70,11 +70,12 @@ def test_table_of_both_devices_has_a_row_for_whom_only_one_of_them_knows() -> No
     assert "| ours, x | - | 5,000 | 9,000 |" in lines
 
 
-def test_targets_take_our_fastest_and_the_faster_rival() -> None:
+def test_targets_take_our_fastest_that_trains_all_and_the_faster_rival() -> None:
     figures = shape(
         32,
         224,
         ours__off=contender(30),
+        **{"ours__fine-tuning": contender(60)},
         ours__activations=contender(28.2, peak=0.6e9, kept=1.6e9),
         torchvision__best=contender(20, peak=1e9, kept=3.2e9),
         timm__best=contender(25),
