@@ -169,7 +169,7 @@ class TrainingConfig:
 
     strategy: str = knob(
         "full",
-        "what is trained: full = the whole network, probe = the last layer on what loaded weights see, in seconds",
+        "what is trained: full = all but frozen_layers, probe = the last layer on what loaded weights see, in seconds",
         choices=("full", "probe"),
     )
     head_first: str = knob(

@@ -105,23 +105,8 @@ def test_gradient_checkpointing_gives_the_same_weights(finished: Path, class_fol
 def test_a_stopped_run_goes_on_to_the_same_weights(
     finished: Path, class_folder: Path, tmp_path: Path, steps: int
 ) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from effnet_lit.training.module import Classifier\n"
-        "from effnet_lit.train_command import main\n"
-        "inner = Classifier.training_step\n"
-        "def step(self, batch, index):\n"
-        f"    if self.global_step == {steps - 1}: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return inner(self, batch, index)\n"
-        "Classifier.training_step = step\n"
-        "main()\n",
-        encoding="utf-8",
-    )
     run_dir = tmp_path / "run"
-    command = [sys.executable, str(script), f"data.dir={class_folder}", *TINY, f"hydra.run.dir={run_dir}"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    stopped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    stopped = stopped_at(steps, tmp_path, f"data.dir={class_folder}", *TINY, f"hydra.run.dir={run_dir}")
     assert stopped.returncode == 130, stopped.stderr
     assert f"saved after step {steps}" in stopped.stderr
     assert f"resume={run_dir}" in stopped.stderr
@@ -137,6 +122,39 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert 1000 < resumed.seconds < 1100
     rows = metrics(run_dir)
     assert [row["epoch"] for row in rows] == ["1", "2"]
+
+
+def test_a_stopped_run_from_weights_keeps_as_loaded_what_is_not_trained(
+    finished: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    start = finished / "model.safetensors"
+    settings = f"data.dir={class_folder}", *TINY[:-2], f"model.weights={start}", "seed=3"
+    whole = fit(compose(*settings), tmp_path / "whole").run_dir
+    before, after = load_file(start), weights(whole)
+    assert not any("running" in name for name in before if not torch.equal(before[name], after[name]))
+    run_dir = tmp_path / "run"
+    assert stopped_at(3, tmp_path, *settings, f"hydra.run.dir={run_dir}").returncode == 130
+    assert equal(weights(whole), weights(fit(compose(f"resume={run_dir}"), tmp_path / "unused").run_dir))
+
+
+def stopped_at(steps: int, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """A run that Ctrl-C meets in that step."""
+    script = folder / "run.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from effnet_lit.training.module import Classifier\n"
+        "from effnet_lit.train_command import main\n"
+        "inner = Classifier.training_step\n"
+        "def step(self, batch, index):\n"
+        f"    if self.global_step == {steps - 1}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return inner(self, batch, index)\n"
+        "Classifier.training_step = step\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, str(script), *overrides]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_a_run_cut_off_after_its_last_epoch_still_ends_in_the_averaged_weights(finished: Path, tmp_path: Path) -> None:

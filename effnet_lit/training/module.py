@@ -84,7 +84,7 @@ class Classifier(lightning.LightningModule):
         self.log_dict(figures, on_step=False, on_epoch=True)
         return loss
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:  # not at an epoch's start, which a resumed run may be past
         freeze_batchnorm(self.network, everywhere=self.config.training.batchnorm == "frozen")
 
     def seed_step(self) -> None:
