@@ -23,7 +23,7 @@ ADAMW = {"opt": "adamw", "weight_decay": 0.05, "hflip": 0.5, "warmup": 2, "batch
 
 # The first of each is what its authors give a user; the others are tried with one seed.
 TRIES: dict[str, list[dict[str, Any]]] = {
-    "ours": [{}],
+    "ours": [{}, {"training.frozen_layers": 0}],
     "timm": [
         {"opt": "sgd", "lr": 0.05, "weight_decay": 2e-5, "batch": 128, "scale": 0.08, "hflip": 0.5, "warmup": 5},
         ADAMW | {"lr": 1e-3},

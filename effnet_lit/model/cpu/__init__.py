@@ -1,1 +1,1 @@
-"""A training step on a CPU that moves little memory: layers as functions that work in pieces of a batch."""
+"""Training steps and evaluation on a CPU that move little memory: layers as functions that work in pieces."""
