@@ -199,7 +199,10 @@ def stored_config(run: str, overrides: Sequence[str], given: Config) -> Config:
         raise UserError(
             f"resume={run} is finished: its model is {folder / 'model.safetensors'}; start a new run instead."
         )
-    config = from_dict(yaml.safe_load(page.read_text(encoding="utf-8")))
+    stored = yaml.safe_load(page.read_text(encoding="utf-8"))
+    if "training" in stored:
+        stored["training"].setdefault("frozen_layers", 0)  # of runs begun before there was this key
+    config = from_dict(stored)
     config.resume = str(folder)
     for key in (key for key in keys if key in OF_THE_MACHINE):
         group, _, name = key.partition(".")

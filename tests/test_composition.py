@@ -175,6 +175,10 @@ def test_resume_takes_the_stored_settings_and_nothing_else(tmp_path: Path) -> No
         compose(f"resume={tmp_path}", "seed=8")
     elsewhere = compose(f"resume={tmp_path}", "trainer.accelerator=cpu", "data.workers=2")
     assert (elsewhere.trainer["accelerator"], elsewhere.data.workers, elsewhere.seed) == ("cpu", 2, 7)
+    before = to_dict(stored)
+    del before["training"]["frozen_layers"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(before), encoding="utf-8")
+    assert compose(f"resume={tmp_path}").training.frozen_layers == 0
     (tmp_path / "checkpoint").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not a run folder"):
         compose(f"resume={tmp_path / 'checkpoint'}")

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
@@ -144,27 +145,56 @@ def test_a_step_of_the_last_layers_equals_the_modules(count: int, monkeypatch: p
         assert theirs is None or (ours - theirs).abs().max() <= 1e-10 * max(1.0, theirs.abs().max())
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])
-@pytest.mark.parametrize("no_gradients", [torch.no_grad, torch.inference_mode])
-def test_evaluation_equals_the_modules(
-    name: str, no_gradients: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 2**19)
-    model = statistics_of_others(network(name=name).double()).eval()
-    images = torch.randn(5, 3, 64, 64, dtype=torch.float64)
-    with no_gradients():
-        assert all(suits_frozen(block, images) for block in model.blocks())
-        ours = model(images)
-        monkeypatch.setattr("effnet_lit.model.cpu.suits.plain", lambda x: False)
-        theirs = model(images)
-    assert theirs.std() > 0.1 and (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
-
-
 @pytest.fixture
 def with_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "padding"), [("efficientnet_b0", "symmetric"), ("efficientnet_b0", "same"), ("efficientnet_lite0", "same")]
+)
+@pytest.mark.parametrize("no_gradients", [torch.no_grad, torch.inference_mode])
+def test_evaluation_equals_the_modules(
+    name: str,
+    padding: str,
+    no_gradients: Callable[[], AbstractContextManager[None]],
+    with_threads: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Threads do not take over that there are no gradients."""
+    with_threads(2)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2**19)
+    model = statistics_of_others(network(name=name, padding=padding).double()).eval()
+    images = torch.randn(5, 3, 64, 64, dtype=torch.float64)
+    with no_gradients():
+        assert all(suits_frozen(block, images) for block in model.blocks())
+        ours = model(images)
+        monkeypatch.setattr("effnet_lit.model.cpu.suits.plainly_on_cpu", lambda x: False)
+        theirs = model(images)
+    assert theirs.std() > 0.1 and (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+def test_evaluation_of_few_images_beside_others_or_traced_is_the_modules(with_threads: Callable[[int], None]) -> None:
+    block, x = next(network().blocks()).eval(), torch.randn(2, 32, 8, 8)
+
+    def suited() -> bool:
+        with torch.no_grad():
+            return suits_frozen(block, x)
+
+    with_threads(2)
+    assert suited()
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(suited).result()
+    with_threads(3)  # images are fewer
+    assert not suited()
+    with_threads(2)
+    with torch.no_grad():
+        traced = torch.jit.trace(block, x)
+        other = torch.randn_like(x)
+        torch.testing.assert_close(traced(other), block(other))
 
 
 def test_any_number_of_threads_gives_the_same(with_threads: Callable[[int], None]) -> None:

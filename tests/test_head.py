@@ -20,7 +20,7 @@ from effnet_lit.evaluation.features import answers_and_features
 from effnet_lit.evaluation.metrics import predict_probabilities, wilson_interval
 from effnet_lit.model.efficientnet import EfficientNet
 from effnet_lit.model.modelfile import Header, ImageClassifier
-from effnet_lit.model.zoo import create_model, early_layers, last_layer
+from effnet_lit.model.zoo import create_model, early_layers, freeze_layers, last_layer, layers
 from effnet_lit.training.head import descend, fit_head, fit_linear
 
 TINY = ("limits=off", "epochs=1", "batch_size=16", "data.image_size=32", "seed=3")
@@ -207,6 +207,16 @@ def test_too_many_frozen_layers(class_folder: Path, weights_file: Path, tmp_path
 @pytest.mark.parametrize(("name", "count"), [("efficientnet_b0", 6), ("efficientnet_b2", 9), ("resnet50", 0)])
 def test_early_layers(name: str, count: int) -> None:
     assert early_layers(create_model(name, 3)) == count
+
+
+def test_what_belongs_to_no_layer_is_frozen_with_the_first() -> None:
+    """Such as the positions, which come before all blocks."""
+    network = create_model("vit_b_16", 3, image_size=32)
+    freeze_layers(network, 0)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    freeze_layers(network, len(layers(network)) - 1)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {"heads.head.1.weight", "heads.head.1.bias"}
 
 
 @pytest.mark.parametrize("setting", ["strategy=probe", "batchnorm=frozen", "head_first=on", "frozen_layers=3"])

@@ -85,6 +85,17 @@ def test_what_threads_take_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0] < found[1] < found[2] < 1.5 * found[0]
 
 
+def test_what_evaluation_takes_in_threads_counts_too() -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(evaluation_peak(network(), 32, 96, "cpu", "32-true"))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] <= found[1] <= found[2] < 3 * found[0]
+
+
 def test_more_images_and_fewer_kept() -> None:
     small, large = (sum(step_peak(network(), count, 64, "cpu", "32-true")) for count in (8, 32))
     blocks = sum(step_peak(network("blocks"), 32, 64, "cpu", "32-true"))

@@ -82,7 +82,7 @@ class ConvNorm(nn.Sequential):
             self.act = ReLU6() if settings.get("name") == LITE else nn.SiLU()  # in place, autograd would keep a copy
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.activated(self.convolved(input), overwrite=True)
+        return self.activated(self.convolved(input))
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Kernel, scale and shift."""
@@ -106,15 +106,10 @@ class ConvNorm(nn.Sequential):
         scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
         return self.conv.weight * scale[:, None, None, None], self.norm.bias - mean * scale
 
-    def activated(self, raw: Tensor, overwrite: bool = False) -> Tensor:
-        """What follows: BatchNorm, unless it is frozen, and the activation, if there is one; in the place of ``raw``,
-        where that may be and no gradient needs it."""
+    def activated(self, raw: Tensor) -> Tensor:
+        """What follows: BatchNorm, unless it is frozen, and the activation, if there is one."""
         y = raw if self.folded() else self.norm(raw)
-        if not hasattr(self, "act"):
-            return y
-        if overwrite and not y.requires_grad:
-            return (functional.silu if isinstance(self.act, nn.SiLU) else functional.relu6)(y, inplace=True)
-        return self.act(y)
+        return self.act(y) if hasattr(self, "act") else y
 
 
 def conv_norm(layer: ConvNorm, x: Tensor, gradient_checkpointing: str) -> Tensor:

@@ -87,19 +87,21 @@ def freeze_batchnorm(network: nn.Module, everywhere: bool = True) -> None:
 
 
 def freeze_layers(network: nn.Module, count: int) -> None:
-    """The first so many of ``layers`` are not trained from now on.
+    """The first so many of ``layers`` are not trained from now on, nor what belongs to none, as ViT's positions.
 
     Raises:
         UserError: the last would be among them.
     """
-    *before, _ = layers(network)
-    if count > len(before):
+    most = len(layers(network)) - 1
+    if count > most:
         raise UserError(
-            f"training.frozen_layers={count} leaves nothing to train; this network has {len(before)} layers before its "
-            "last: use fewer, or training.strategy=probe."
+            f"training.frozen_layers={count} leaves nothing to train; this network has {most} layers before its last: "
+            "use fewer, or training.strategy=probe."
         )
-    for layer in before[:count]:
-        layer.requires_grad_(False)
+    trained = {parameter for layer in layers(network)[count:] for parameter in layer.parameters()}
+    for parameter in network.parameters():
+        if count and parameter not in trained:
+            parameter.requires_grad_(False)
 
 
 def early_layers(network: nn.Module) -> int:

@@ -173,7 +173,8 @@ def build_network(config: Config, classes: int) -> nn.Module:
     if config.training.frozen_layers == "auto":
         config.training.frozen_layers = early_layers(network) if config.training.batchnorm == "frozen" else 0
     assert isinstance(config.training.frozen_layers, int)
-    freeze_layers(network, config.training.frozen_layers)
+    if config.training.strategy == "full":
+        freeze_layers(network, config.training.frozen_layers)
     if config.model.kernels == "on":
         use_kernels(network)
     config.data.mean = config.data.mean or list(network.mean)  # type: ignore[arg-type]

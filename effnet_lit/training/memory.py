@@ -103,7 +103,7 @@ def evaluation_peak(network: nn.Module, batch_size: int, image_size: int, device
     shape = torch.Size((batch_size, 3, image_size, image_size))
     with without_contents(network, device, shape) as (twin, images), torch.no_grad():
         twin.eval()
-        with LiveBytes() as tracker, autocast(device, precision):
+        with LiveBytes() as tracker, together(), autocast(device, precision):
             tracker.add(images)
             twin(images)
     return sum(tracker.peak)
@@ -130,9 +130,9 @@ def with_overhead(
 ) -> int:
     """What the process or the GPU will need for them, in training the network of that name; ``frozen`` as above."""
     if device == "cpu":
-        if name == LITE and not frozen:
-            return round(LITE_HEAP * tensors.by_caller)
         caller, threads = CPU_HEAPS[gradient_checkpointing]
+        if name == LITE and not frozen:
+            caller = LITE_HEAP
         return round(caller * tensors.by_caller + threads * tensors.by_threads)
     share, fixed = OVERHEAD[device]
     return round(tensors.by_caller * (1 + share)) + fixed  # pieces are a CPU's

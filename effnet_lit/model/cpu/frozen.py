@@ -20,6 +20,7 @@ from effnet_lit.model.cpu.mbconv import keeps_expanded
 from effnet_lit.model.cpu.pieces import parts, split, totals
 from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward, weight_and_bias_gradients
 from effnet_lit.model.cpu.threads import each, undivided
+from effnet_lit.model.relu6 import ReLU6
 
 if TYPE_CHECKING:
     from effnet_lit.model.efficientnet import MBConv
@@ -65,10 +66,10 @@ class Weights(NamedTuple):
         return None if self.expand is None else self.activation.kept(pointwise(x, self.expand, self.expand_bias))
 
 
-def weights_of(tensors: Sequence[Any]) -> Weights:
+def weights_of(block: MBConv, tensors: Sequence[Any]) -> Weights:
     """Six tensors, and four of the gate where there is one."""
-    gate = GateWeights(*tensors[6:]) if len(tensors) > 6 else None
-    return Weights._make([*tensors[:6], gate, RELU6 if gate is None else SILU])
+    gate = None if isinstance(block.squeeze_excite, nn.Identity) else GateWeights(*tensors[6:])
+    return Weights._make([*tensors[:6], gate, RELU6 if isinstance(block.depthwise.act, ReLU6) else SILU])
 
 
 def frozen_mbconv(block: MBConv, x: Tensor) -> Tensor:
@@ -78,9 +79,10 @@ def frozen_mbconv(block: MBConv, x: Tensor) -> Tensor:
     drop = block.drop_path(x.new_ones(len(x), 1, 1, 1)) if drops else None
     expand = (None, None) if isinstance(block.expand, nn.Identity) else block.expand.folded_tensors()
     tensors = *expand, *block.depthwise.folded_tensors(), *block.project.folded_tensors()
-    tensors += tuple(block.squeeze_excite.parameters())  # weight and bias of either layer
+    if not isinstance(gate := block.squeeze_excite, nn.Identity):
+        tensors += gate.reduce.weight, gate.reduce.bias, gate.expand.weight, gate.expand.bias
     if not torch.is_grad_enabled():
-        return in_pieces(block, x, drop, weights_of(tensors), False)[0]
+        return in_pieces(block, x, drop, weights_of(block, tensors), False)[0]
     return FrozenMBConv.apply(block, x, drop, *tensors)  # type: ignore[return-value]
 
 
@@ -119,7 +121,7 @@ class FrozenMBConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, block: MBConv, x: Tensor, drop: Tensor | None, *tensors: Any) -> Tensor:
         trained = any(ctx.needs_input_grad)
-        result, hidden, expanded, gate = in_pieces(block, x, drop, weights_of(tensors), trained)
+        result, hidden, expanded, gate = in_pieces(block, x, drop, weights_of(block, tensors), trained)
         if trained:
             ctx.block, ctx.pieces = block, len(hidden)
             ctx.save_for_backward(x, drop, *hidden, *expanded, *gate, *tensors)
@@ -131,8 +133,8 @@ class FrozenMBConv(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         block, (x, drop, *others) = ctx.block, ctx.saved_tensors
         hidden, expanded, others = others[: ctx.pieces], others[ctx.pieces : 2 * ctx.pieces], others[2 * ctx.pieces :]
-        gates = others[:3] if len(others) > 6 else []
-        w = weights_of(others[len(gates) :])
+        gates = [] if isinstance(block.squeeze_excite, nn.Identity) else others[:3]
+        w = weights_of(block, others[len(gates) :])
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         by_x = torch.empty_like(x) if ctx.needs_input_grad[1] else None
 

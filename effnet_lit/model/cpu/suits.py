@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
-from effnet_lit.model.cpu.step import in_step, plain
+from effnet_lit.model.cpu.step import in_step, plainly_on_cpu
+from effnet_lit.model.cpu.threads import threads
 from effnet_lit.model.padding import SamePaddingConv2d
 from effnet_lit.model.relu6 import ReLU6
 
@@ -21,11 +24,17 @@ def suits(module: nn.Module, x: Tensor) -> bool:
 
 
 def suits_frozen(module: nn.Module, x: Tensor) -> bool:
-    """The same where all its BatchNorms are frozen: also with TensorFlow's padding and ReLU6, and also in evaluation
-    without gradients."""
-    step = in_step(x) and module.training
-    evaluation = plain(x) and not (module.training or torch.is_grad_enabled())
-    return (step or evaluation) and enough_to_do(module, x) and all(map(frozen_plainly, module.modules()))
+    """The same where all its BatchNorms are frozen: with TensorFlow's padding and ReLU6, too, and in evaluation."""
+    in_use = (in_step(x) and module.training) or in_evaluation(module, x)
+    return in_use and enough_to_do(module, x) and all(map(frozen_plainly, module.modules()))
+
+
+def in_evaluation(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``module`` is evaluated without gradients, on at least an image for every thread. By the main thread:
+    threads that others start meanwhile would keep to one core."""
+    without_gradients = plainly_on_cpu(x) and not torch.is_grad_enabled()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    return without_gradients and not module.training and in_main_thread and len(x) >= threads()
 
 
 def enough_to_do(module: nn.Module, x: Tensor) -> bool:
