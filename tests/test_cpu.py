@@ -176,7 +176,7 @@ def test_evaluation_equals_the_modules(
     assert theirs.std() > 0.1 and (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_evaluation_of_few_images_beside_others_or_traced_is_the_modules(with_threads: Callable[[int], None]) -> None:
     block, x = next(network().blocks()).eval(), torch.randn(2, 32, 8, 8)
 
