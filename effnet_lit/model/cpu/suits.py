@@ -32,9 +32,9 @@ def suits_frozen(module: nn.Module, x: Tensor) -> bool:
 def in_evaluation(module: nn.Module, x: Tensor) -> bool:
     """Whether ``module`` is evaluated without gradients, on at least an image for every thread. By the main thread:
     threads that others start meanwhile would keep to one core."""
-    without_gradients = plainly_on_cpu(x) and not torch.is_grad_enabled()
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    return without_gradients and not module.training and in_main_thread and len(x) >= threads()
+    if not plainly_on_cpu(x) or module.training or torch.is_grad_enabled():
+        return False  # first: compilers cannot follow what comes below
+    return threading.current_thread() is threading.main_thread() and len(x) >= threads()
 
 
 def enough_to_do(module: nn.Module, x: Tensor) -> bool:
