@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-from benchmarks.step_table import DEVICE, DTYPE, headline, precision, where
+from benchmarks.step_table import DEVICE, DTYPE, TRAINS_LESS, headline, precision, where
 
-OURS, THEIRS, OTHERS = "#1f6feb", "#9aa5b1", "#d5dae0"
+OURS, LESS, THEIRS, OTHERS = "#1f6feb", "#a5c8ff", "#9aa5b1", "#d5dae0"
 INCHES_A_BAR = 0.3
 
 
@@ -42,11 +42,19 @@ def plot_step(results: dict[str, Any], target: Path) -> None:
     figure.savefig(target, dpi=130)
 
 
+def colour(name: str) -> str:
+    """Of a contender's bar."""
+    if name == TRAINS_LESS:
+        return LESS
+    return OURS if name.startswith("ours") else THEIRS if "," in name else OTHERS
+
+
 def draw(axes: Axes, values: dict[str, float], heading: str, ranges: list[tuple[float, float]] | None = None) -> None:
     """Horizontal bars, the first on top, each with its value; ranges as thin lines (below, above)."""
-    colours = [OURS if name.startswith("ours") else THEIRS if "," in name else OTHERS for name in values]
+    colours = [colour(name) for name in values]
+    names = [f"{name} (trains less)" if name == TRAINS_LESS else name for name in values]
     errors = [list(side) for side in zip(*ranges, strict=True)] if ranges else None
-    bars = axes.barh(list(values), list(values.values()), color=colours, xerr=errors, ecolor="#444c56", height=0.72)
+    bars = axes.barh(names, list(values.values()), color=colours, xerr=errors, ecolor="#444c56", height=0.72)
     labels = [format(value, precision(value) if ranges else ".2f") for value in values.values()]
     axes.bar_label(bars, labels, padding=6, fontsize=9)
     axes.set_title(heading, fontsize=10, loc="left")
