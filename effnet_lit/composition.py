@@ -199,9 +199,13 @@ def stored_config(run: str, overrides: Sequence[str], given: Config) -> Config:
         raise UserError(
             f"resume={run} is finished: its model is {folder / 'model.safetensors'}; start a new run instead."
         )
-    stored = yaml.safe_load(page.read_text(encoding="utf-8"))
-    if "training" in stored:
-        stored["training"].setdefault("frozen_layers", 0)  # of runs begun before there was this key
+    try:
+        stored = yaml.safe_load(page.read_text(encoding="utf-8"))
+        stored.setdefault("training", {}).setdefault("frozen_layers", 0)  # of runs begun before there was this key
+    except (yaml.YAMLError, UnicodeError, AttributeError) as error:
+        raise UserError(
+            f"resume={run}: {page} does not hold the settings of a run; start a new one instead."
+        ) from error
     config = from_dict(stored)
     config.resume = str(folder)
     for key in (key for key in keys if key in OF_THE_MACHINE):

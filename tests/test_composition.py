@@ -203,6 +203,13 @@ def test_image_size_is_the_networks_own(class_folder: Path) -> None:
         compose("model.name=vit_b_16", "data.image_size=100")
 
 
+@pytest.mark.parametrize("content", [b"", b"3", b"training: 3", b"data: [", b"\xff\xfe"])
+def test_settings_that_are_none_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match="does not hold the settings of a run"):
+        compose(f"resume={tmp_path}")
+
+
 def test_settings_of_another_version_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"batch": 3}), encoding="utf-8")
     with pytest.raises(UserError, match="do not fit this version"):
