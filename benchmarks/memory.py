@@ -78,20 +78,22 @@ def measured_cell(device: str, batch: int, size: int, mode: str, name: str, froz
 
 def predict(device: str, batch: int, size: int, mode: str, name: str, frozen: bool) -> int:
     """What a run would say."""
+    from benchmarks.step_contenders import hold_as_loaded
     from effnet_lit.training.memory import step_peak, with_overhead
 
     where, precision = ("cuda", "bf16-mixed") if device == "gpu" else ("cpu", "32-true")
-    tensors = step_peak(network(mode, name, frozen), batch, size, where, precision, frozen)
-    return with_overhead(tensors, where, mode, name, frozen)
+    model = network(mode, name)
+    if frozen:
+        hold_as_loaded(model)
+    return with_overhead(step_peak(model, batch, size, where, precision, frozen), where, mode, name, frozen)
 
 
-def network(mode: str, name: str, frozen: bool) -> Any:
+def network(mode: str, name: str) -> Any:
     """For ten classes."""
-    from effnet_lit.model.zoo import create_model, early_layers, freeze_layers, set_gradient_checkpointing
+    from effnet_lit.model.zoo import create_model, set_gradient_checkpointing
 
     result = create_model(name, 10)
     set_gradient_checkpointing(result, mode)
-    freeze_layers(result, early_layers(result) if frozen else 0)
     return result
 
 
@@ -106,8 +108,8 @@ def measure(device: str, batch: int, size: int, mode: str, name: str, frozen: bo
     from torch.nn import functional
 
     from benchmarks.many import anonymous_bytes, peak
+    from benchmarks.step_contenders import hold_as_loaded
     from effnet_lit.allocator import keep_freed_memory
-    from effnet_lit.model.zoo import freeze_batchnorm
 
     if device == "cpu":
         keep_freed_memory()
@@ -116,9 +118,9 @@ def measure(device: str, batch: int, size: int, mode: str, name: str, frozen: bo
 
     assert effnet_lit.model.efficientnet
     idle = anonymous_bytes() if device == "cpu" else 0
-    model = network(mode, name, frozen).train().to(where).to(memory_format=torch.channels_last)
+    model = network(mode, name).train().to(where).to(memory_format=torch.channels_last)
     if frozen:
-        freeze_batchnorm(model)
+        hold_as_loaded(model)
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     varied = torch.randn(batch, 3, size, size, device=where)

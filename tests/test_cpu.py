@@ -23,7 +23,7 @@ from effnet_lit.model.cpu.depthwise import DepthwiseConv2d, depthwise_backward
 from effnet_lit.model.cpu.suits import suits, suits_frozen
 from effnet_lit.model.cpu.threads import each, together, undivided
 from effnet_lit.model.efficientnet import EfficientNet
-from effnet_lit.model.zoo import freeze_batchnorm, layers
+from effnet_lit.model.zoo import freeze_batchnorm, freeze_layers, layers
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +48,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("effnet_lit.model.cpu.suits.in_step", lambda x: False)
 
 
-def everything(model: EfficientNet, images: Tensor, frozen: str = "") -> dict[str, Tensor]:
-    """Logits, all gradients and all buffers of one step; with BatchNorms in evaluation whose names hold ``frozen``."""
-    model = copy.deepcopy(model).train()
-    for name, module in model.named_modules():
-        if frozen and isinstance(module, torch.nn.BatchNorm2d) and frozen in name:
-            module.eval()
+def everything(model: EfficientNet, images: Tensor) -> dict[str, Tensor]:
+    """Logits, all gradients and all buffers of one step."""
+    model = copy.deepcopy(model)
     images = images.clone().requires_grad_()
     torch.manual_seed(1)
     logits = model(images)
@@ -112,12 +109,11 @@ def test_a_step_with_frozen_batchnorms_equals_the_modules(
     model = statistics_of_others(network(name=name, padding=padding).double())
     images = torch.randn(5, 3, size, size, dtype=torch.float64)
     model.set_gradient_checkpointing(mode)
-    frozen = copy.deepcopy(model)
-    freeze_batchnorm(frozen)
-    assert all(suits_frozen(block, images) for block in frozen.blocks())
-    ours = everything(model, images, "norm")
+    freeze_batchnorm(model)
+    assert all(suits_frozen(block, images) for block in model.blocks())
+    ours = everything(model, images)
     plain(monkeypatch)
-    theirs = everything(model, images, "norm")
+    theirs = everything(model, images)
     assert theirs["logits"].std() > 0.1
     for key, value in theirs.items():
         assert (ours[key] - value).abs().max() <= 1e-10 * max(1.0, value.abs().max()), key
@@ -129,16 +125,20 @@ def test_a_step_of_the_last_layers_equals_the_modules(count: int, monkeypatch: p
     """Those before keep nothing for backward, and have no gradient, nor have the images."""
     model = statistics_of_others(network().double())
     freeze_batchnorm(model)
-    for layer in layers(model)[:-count]:
-        layer.requires_grad_(False)
+    freeze_layers(model, len(layers(model)) - count)
     images, found = torch.randn(5, 3, 64, 64, dtype=torch.float64), []
     for _ in range(2):
-        twin, kept = copy.deepcopy(model), []
+        twin, widths = copy.deepcopy(model), []
+
+        def pack(tensor: Tensor, widths: list[int] = widths) -> Tensor:
+            widths.append(tensor.shape[-1] if tensor.ndim == 4 else 0)
+            return tensor
+
         torch.manual_seed(1)
-        with saved_tensors_hooks(lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda tensor: tensor):
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
             twin(images).square().sum().backward()
         found.append([parameter.grad for parameter in twin.parameters()])
-        assert any(tensor.shape[-1] >= 16 for tensor in kept if tensor.ndim == 4) == (count == 19)
+        assert (max(widths) >= 16) == (count == 19)
         plain(monkeypatch)
     for ours, theirs in zip(*found, strict=True):
         assert (ours is None) == (theirs is None)

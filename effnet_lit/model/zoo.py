@@ -79,8 +79,8 @@ def set_gradient_checkpointing(network: nn.Module, mode: str) -> None:
 
 
 def freeze_batchnorm(network: nn.Module, everywhere: bool = True) -> None:
-    """Mean and variance stay as they are until the next ``train()``, everywhere or where scales and shifts do; else
-    these are still trained."""
+    """Mean and variance stay as they are until the next ``train()``: everywhere, though scales and shifts are trained,
+    or only in layers that are not trained."""
     for module in network.modules():
         if isinstance(module, _BatchNorm) and (everywhere or not module.weight.requires_grad):
             module.eval()

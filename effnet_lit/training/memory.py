@@ -25,7 +25,7 @@ from effnet_lit.model.zoo import freeze_batchnorm
 # the threads that take pieces grow by themselves, so each has a factor on the most it held, fitted to
 # ``python -m benchmarks.memory``: tensors that come and go leave more gaps than those that are kept.
 OVERHEAD = {"cuda": (0.1, 2**28), "mps": (0.1, 2**28)}
-LITE_HEAP = 1.7  # of Lite0 where BatchNorm follows the batches: modules, whose tensors leave more gaps; to a quarter
+LITE_HEAP = 1.7  # of Lite0 whose BatchNorm follows the batches: its modules leave more gaps; off by up to a quarter
 CPU_HEAPS = {"off": (1.27, 1.43), "activations": (1.84, 1.33), "blocks": (1.38, 2.30)}
 
 

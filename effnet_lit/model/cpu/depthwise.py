@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,21 +66,14 @@ def depthwise_backward(gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Con
     tall = height if height >= size else size + 1
     tall_gradient = padded(gradient, (tall - 1) // conv.stride[0] + 1, gradient.shape[3], 0)
 
-    def backward(
-        gradient: Tensor, x: Tensor, kernel: Tensor, columns: int, wanted: list[bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        pads = [conv.padding[0], columns]
-        return aten.convolution_backward(
-            gradient, x, kernel, None, conv.stride, pads, [1, 1], False, [0, 0], conv.groups, wanted
-        )
-
     def of_kernel(kernel: Tensor, columns: int, x: Tensor) -> Tensor:
-        return backward(tall_gradient, x, kernel, columns, [False, True, False])[1]
+        pads = conv.padding[0], columns
+        return convolution_backward(tall_gradient, x, kernel, conv, pads, [False, True, False])[1]
 
     if conv.stride == (1, 1):  # the same sums, which oneDNN takes less time for as a convolution
         by_x = depthwise(gradient, kernel.flip(2, 3), conv)
     else:
-        by_x, _, _ = backward(gradient, x, kernel, size // 2, [True, False, False])
+        by_x, _, _ = convolution_backward(gradient, x, kernel, conv, conv.padding, [True, False, False])
     if size == 3:
         return by_x, of_kernel(kernel, 1, padded(x, tall, width, 0))
     left, right = (of_kernel(kernel[..., :3], 0, padded(x, tall, width + 2, at)) for at in (2, 0))
@@ -92,18 +86,25 @@ def same_padding_backward(
     """``depthwise_backward`` of the input padded beforehand."""
     left, right, top, bottom = conv.around(x)
     x = functional.pad(x, (left, right, top, bottom))
-
-    def backward(x: Tensor, kernel: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        return aten.convolution_backward(
-            gradient, x, kernel, None, conv.stride, [0, 0], [1, 1], False, [0, 0], conv.groups, wanted
-        )
-
-    by_x, by_kernel, _ = backward(x, kernel, [True, kernel.shape[-1] == 3, False])
-    if by_kernel is None:
-        first, last = (backward(part, kernel[..., :3], [False, True, False])[1] for part in (x[..., :-2], x[..., 2:]))
-        by_kernel = torch.cat([first, last[..., 1:]], -1)
     height, width = x.shape[2:]
+    whole = kernel.shape[-1] == 3
+    by_x, by_kernel, _ = convolution_backward(gradient, x, kernel, conv, (0, 0), [True, whole, False])
+    if not whole:
+        first, last = (
+            convolution_backward(gradient, part, kernel[..., :3], conv, (0, 0), [False, True, False])[1]
+            for part in (x[..., :-2], x[..., 2:])
+        )
+        by_kernel = torch.cat([first, last[..., 1:]], -1)
     return by_x[..., top : height - bottom, left : width - right], by_kernel
+
+
+def convolution_backward(
+    gradient: Tensor, x: Tensor, kernel: Tensor, conv: nn.Conv2d, padding: Sequence[int | str], wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's gradients of ``x``, kernel and bias, those that are wanted."""
+    return aten.convolution_backward(
+        gradient, x, kernel, None, conv.stride, padding, [1, 1], False, [0, 0], conv.groups, wanted
+    )
 
 
 def padded(x: Tensor, height: int, width: int, at: int) -> Tensor:

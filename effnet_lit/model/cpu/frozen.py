@@ -49,7 +49,7 @@ RELU6 = Activation(
 )
 
 
-class Weights(NamedTuple):
+class FoldedWeights(NamedTuple):
     """Kernels and biases with BatchNorm in them; ``gate`` and ``activation`` as the network has them."""
 
     expand: Tensor | None  # (E, C, 1, 1)
@@ -66,10 +66,10 @@ class Weights(NamedTuple):
         return None if self.expand is None else self.activation.kept(pointwise(x, self.expand, self.expand_bias))
 
 
-def weights_of(block: MBConv, tensors: Sequence[Any]) -> Weights:
+def weights_of(block: MBConv, tensors: Sequence[Any]) -> FoldedWeights:
     """Six tensors, and four of the gate where there is one."""
     gate = None if isinstance(block.squeeze_excite, nn.Identity) else GateWeights(*tensors[6:])
-    return Weights._make([*tensors[:6], gate, RELU6 if isinstance(block.depthwise.act, ReLU6) else SILU])
+    return FoldedWeights._make([*tensors[:6], gate, RELU6 if isinstance(block.depthwise.act, ReLU6) else SILU])
 
 
 def frozen_mbconv(block: MBConv, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def frozen_mbconv(block: MBConv, x: Tensor) -> Tensor:
 
 @undivided
 def in_pieces(
-    block: MBConv, x: Tensor, drop: Tensor | None, w: Weights, trained: bool
+    block: MBConv, x: Tensor, drop: Tensor | None, w: FoldedWeights, trained: bool
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor]]:
     """The result and, of each piece, what comes from the depthwise and from the expanding convolution, as far as it is
     kept; and the gate of all."""
@@ -136,13 +136,13 @@ class FrozenMBConv(torch.autograd.Function):
         gates = [] if isinstance(block.squeeze_excite, nn.Identity) else others[:3]
         w = weights_of(block, others[len(gates) :])
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        by_x = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        wanted = ctx.needs_input_grad[1]
+        by_x = torch.empty_like(x) if wanted else None
 
         def back(part: slice, hidden: Tensor, expanded: Tensor | None) -> Sequence[Tensor]:
             dy = gradient[part] if drop is None else gradient[part] * drop[part]
             gate = Gate(*(values[part] for values in gates)) if gates else None
             by_hidden, after = through_projection(dy, hidden, gate, w)
-            wanted = by_x is not None
             by_piece, before = through_depthwise(by_hidden, x[part], expanded, w, block.depthwise.conv, wanted)
             if by_x is not None:
                 by_x[part] = by_piece
@@ -158,7 +158,9 @@ class FrozenMBConv(torch.autograd.Function):
         return None, by_x, None, *by_expand, by_kernel, by_bias, *found
 
 
-def through_projection(dy: Tensor, hidden: Tensor, gate: Gate | None, w: Weights) -> tuple[Tensor, Sequence[Tensor]]:
+def through_projection(
+    dy: Tensor, hidden: Tensor, gate: Gate | None, w: FoldedWeights
+) -> tuple[Tensor, Sequence[Tensor]]:
     """From the end of a piece to the depthwise convolution: gradient of what came from that, then those of the
     projection, of its bias and of the gate's four parameters."""
     y, by_gate = w.activation.value(hidden), []
@@ -170,7 +172,7 @@ def through_projection(dy: Tensor, hidden: Tensor, gate: Gate | None, w: Weights
 
 
 def through_depthwise(
-    by_hidden: Tensor, x: Tensor, expanded: Tensor | None, w: Weights, conv: nn.Conv2d, wanted: bool
+    by_hidden: Tensor, x: Tensor, expanded: Tensor | None, w: FoldedWeights, conv: nn.Conv2d, wanted: bool
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """From there to the input: its gradient, where ``wanted``, then those of the kernel, of its bias, and of the
     expansion, (C + 1, E), with its bias in the last row."""
