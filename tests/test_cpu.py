@@ -20,6 +20,7 @@ from torch.nn import functional
 from effnet_lit.model.cpu import pieces
 from effnet_lit.model.cpu.batchnorm import fold
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d, depthwise_backward
+from effnet_lit.model.cpu.pointwise import lines, of_lines
 from effnet_lit.model.cpu.suits import suits, suits_frozen
 from effnet_lit.model.cpu.threads import each, together, undivided
 from effnet_lit.model.efficientnet import EfficientNet
@@ -315,6 +316,31 @@ def test_depthwise_gradients_are_the_plain_ones(
     for values in zip(*found, strict=True):
         for value in values[1:]:
             torch.testing.assert_close(value, values[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 7, 14, 33])
+def test_pixels_come_in_enough_lines_for_the_faster_code(size: int) -> None:
+    """With one thread PyTorch has another code for fewer than 16 images."""
+    for count in range(1, 40):
+        x = torch.randn(count, 3, size, size).contiguous(memory_format=torch.channels_last)
+        view = lines(x)
+        assert view.data_ptr() == x.data_ptr() and view.is_contiguous(memory_format=torch.channels_last)
+        assert len(view) >= min(16, count * size)
+        assert torch.equal(of_lines(view, x), x)
+
+
+def test_gradients_of_images_keep_to_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient in another layout than what it is of makes BatchNorm's ten times as slow."""
+    plain(monkeypatch)
+    model = network().train()
+    layouts = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_full_backward_hook(
+                lambda _, __, gradient: layouts.append(gradient[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    model(torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert len(layouts) == 49 and all(layouts)
 
 
 def test_small_variances_far_from_zero_are_not_lost() -> None:

@@ -17,6 +17,7 @@ from effnet_lit.model.cpu.conv_norm import fused_conv_norm
 from effnet_lit.model.cpu.depthwise import DepthwiseConv2d
 from effnet_lit.model.cpu.frozen import frozen_mbconv
 from effnet_lit.model.cpu.mbconv import fused_mbconv
+from effnet_lit.model.cpu.step import in_step
 from effnet_lit.model.cpu.suits import suits, suits_frozen
 from effnet_lit.model.kernels.mbconv import (
     covers,
@@ -123,6 +124,8 @@ def conv_norm(layer: ConvNorm, x: Tensor, gradient_checkpointing: str) -> Tensor
 
 def mean_over_space(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, 1, 1). Half precision sums in float32: 112 x 112 values overflow fp16."""
+    if in_step(x):  # the gradient of what is below is not in channels_last, and where layouts mix all takes longer
+        return x.permute(0, 2, 3, 1).mean((1, 2), keepdim=True).permute(0, 3, 1, 2)
     return x.mean((2, 3), keepdim=True, dtype=torch.float32 if x.dtype == torch.float16 else None).to(x.dtype)
 
 

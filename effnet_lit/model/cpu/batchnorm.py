@@ -142,16 +142,16 @@ class Unfolded(NamedTuple):
     bias: Tensor
 
 
-def unfold(folded: Folded, weight: Tensor, scale: Tensor, by_folded: Tensor) -> Unfolded:
-    """From the gradients (C + 1, E) by ``folded``'s weight, transposed, and bias, which take mean and deviation as
+def unfold(folded: Folded, weight: Tensor, scale: Tensor, by_folded: Tensor, by_bias: Tensor) -> Unfolded:
+    """From the gradients by ``folded``'s weight (E, C, 1, 1) and bias (E), which take mean and deviation as
     constants, to those of what it was made of.
 
     With Dc = dz^T (x - mean), the gradient of scale is the diagonal of Dc W^T / deviation; BatchNorm's backward, dz
     less its mean and less its part along the normalised raw outputs, is linear in dz, x and 1, so what it adds to dz
     (factor W) is one small product with [x, 1].
     """
-    w, by_bias = weight.flatten(1), by_folded[-1]
-    by_centred = by_folded[:-1].t().contiguous() - torch.outer(by_bias, folded.mean)
+    w = weight.flatten(1)
+    by_centred = by_folded.flatten(1) - torch.outer(by_bias, folded.mean)
     by_scale = (by_centred * w).sum(1) * folded.inverse
     factor, part = scale * folded.inverse, folded.inverse * by_scale
     by_weight = factor[:, None] * (by_centred - part[:, None] * folded.along)

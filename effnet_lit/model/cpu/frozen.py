@@ -18,7 +18,7 @@ from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
 from effnet_lit.model.cpu.gate import Gate, GateWeights, gate_of, gated_projection_backward
 from effnet_lit.model.cpu.mbconv import keeps_expanded
 from effnet_lit.model.cpu.pieces import parts, split, totals
-from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward, weight_and_bias_gradients
+from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward, weight_gradient
 from effnet_lit.model.cpu.threads import each, undivided
 from effnet_lit.model.relu6 import ReLU6
 
@@ -153,8 +153,7 @@ class FrozenMBConv(torch.autograd.Function):
         by_kernel, by_bias, *found = totals(each(back, parts(hidden), hidden, expanded))
         by_expand: Sequence[Tensor | None] = (None, None)
         if w.expand is not None:
-            by_folded, *found = found
-            by_expand = by_folded[:-1].t().reshape(w.expand.shape), by_folded[-1]
+            by_expand, found = found[:2], found[2:]
         return None, by_x, None, *by_expand, by_kernel, by_bias, *found
 
 
@@ -175,7 +174,7 @@ def through_depthwise(
     by_hidden: Tensor, x: Tensor, expanded: Tensor | None, w: FoldedWeights, conv: nn.Conv2d, wanted: bool
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """From there to the input: its gradient, where ``wanted``, then those of the kernel, of its bias, and of the
-    expansion, (C + 1, E), with its bias in the last row."""
+    expansion and its bias."""
     by_bias = by_hidden.sum((0, 2, 3))
     if w.expand is None:
         by_x, by_kernel = depthwise_backward(by_hidden, x, w.kernel, conv)
@@ -186,4 +185,5 @@ def through_depthwise(
     by_y, by_kernel = depthwise_backward(by_hidden, w.activation.value(expanded), w.kernel, conv)
     by_expanded = w.activation.gradient(by_y, expanded)
     by_x = pointwise(by_expanded, w.expand.transpose(0, 1)) if wanted else by_y
-    return by_x, (by_kernel, by_bias, weight_and_bias_gradients(by_expanded, x))
+    by_expand = weight_gradient(by_expanded, x, w.expand), by_expanded.sum((0, 2, 3))
+    return by_x, (by_kernel, by_bias, *by_expand)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from effnet_lit.model.cpu.pieces import as_images, rows
-from effnet_lit.model.cpu.pointwise import pointwise_backward
+from effnet_lit.model.cpu.pieces import rows
+from effnet_lit.model.cpu.pointwise import pointwise, pointwise_backward
 
 aten = torch.ops.aten
 
@@ -60,17 +60,19 @@ def gated_projection_backward(
     the gate's four parameters."""
     n, c, *size = gradient.shape
     pixels = math.prod(size)
-    if pixels < 2 * c:  # products of so few pixels are larger than what they spare
-        opened = gate.gate[:, :, None, None]
-        gated = y * opened
+    if pixels < 4 * c:  # products of so few pixels are larger than what they spare
+        gated = y * gate.gate[:, :, None, None]
         by_gated, by_project = pointwise_backward(gradient, gated, project)
         by_pooled, by_gate = gate_backward(torch.mul(by_gated, y, out=gated).sum((2, 3)), gate, w)
-        by_y = torch.addcmul(by_pooled[:, :, None, None] / pixels, by_gated, opened, out=by_gated)
-        return by_y, by_project, by_gate
+        return through_gate(by_gated, by_pooled, gate), by_project, by_gate
     # One product an image holds the projection's gradient and the gate's; neither needs all pixels again.
-    projection, lines = project.flatten(1), rows(gradient).view(n, pixels, c)
-    products = torch.bmm(lines.transpose(1, 2), rows(y).view(n, pixels, -1))  # (N, C', E)
+    products = torch.bmm(rows(gradient).view(n, pixels, c).transpose(1, 2), rows(y).view(n, pixels, -1))  # (N, C', E)
     by_project = torch.einsum("nce,ne->ce", products, gate.gate).view_as(project)
-    by_pooled, by_gate = gate_backward(products.mul_(projection).sum(1), gate, w)
-    by_lines = torch.baddbmm(by_pooled[:, None] / pixels, lines, projection * gate.gate[:, None])
-    return as_images(by_lines.view(n * pixels, -1), y), by_project, by_gate
+    by_pooled, by_gate = gate_backward(products.mul_(project.flatten(1)).sum(1), gate, w)
+    return through_gate(pointwise(gradient, project.transpose(0, 1)), by_pooled, gate), by_project, by_gate
+
+
+def through_gate(by_gated: Tensor, by_pooled: Tensor, gate: Gate) -> Tensor:
+    """Gradient of what is gated and pooled, in the place of that of the gated."""
+    by_mean = by_pooled[:, :, None, None] / by_gated[0, 0].numel()
+    return torch.addcmul(by_mean, by_gated, gate.gate[:, :, None, None], out=by_gated)

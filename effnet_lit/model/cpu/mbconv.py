@@ -29,7 +29,7 @@ from effnet_lit.model.cpu.batchnorm import (
 from effnet_lit.model.cpu.depthwise import depthwise, depthwise_backward
 from effnet_lit.model.cpu.gate import Gate, GateWeights, gate_of, gated_projection_backward
 from effnet_lit.model.cpu.pieces import new_images, parts, split, total, totals
-from effnet_lit.model.cpu.pointwise import pointwise, weight_and_bias_gradients
+from effnet_lit.model.cpu.pointwise import pointwise, weight_gradient
 from effnet_lit.model.cpu.threads import each, undivided
 
 if TYPE_CHECKING:
@@ -209,9 +209,9 @@ def depthwise_and_expand_backward(
             if z is None:
                 z = pointwise(x[part], folded.weight, folded.bias)
             by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
-            dz = aten.silu_backward(by_y, z)
+            dz = aten.silu_backward(by_y, z, grad_input=by_y)
             by_x[part] = pointwise(dz, folded.weight.transpose(0, 1))
-            gradients = [by_kernel, weight_and_bias_gradients(dz, x[part])]
+            gradients = [by_kernel, weight_gradient(dz, x[part], folded.weight), dz.sum((0, 2, 3))]
         if skipped is not None:
             by_x[part] += skipped[part]
         return gradients

@@ -1,16 +1,20 @@
 """1x1 convolution of one piece.
 
-On an AMD EPYC oneDNN's convolution was faster than a matrix product, and these two than its own gradients of input and
-weight (docs/decisions/training_step.md).
+By oneDNN's convolutions, the gradients too: matrix products are MKL's, which leaves half of a core's width unused on
+processors other than Intel's (docs/decisions/training_step.md).
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from effnet_lit.model.cpu.pieces import rows
+aten = torch.ops.aten
+
+FEWEST_LINES = 16  # with one thread PyTorch gives fewer images to MKL
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -19,25 +23,31 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def pointwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of ``x`` and ``weight`` by one piece."""
-    by_x = pointwise(gradient, weight.transpose(0, 1))
-    return by_x, (rows(gradient).t() @ rows(x)).view_as(weight)
+    """Gradients of ``x``, as a convolution, for which oneDNN takes less time, and of ``weight`` by one piece."""
+    return pointwise(gradient, weight.transpose(0, 1)), weight_gradient(gradient, x, weight)
 
 
-def weight_and_bias_gradients(gradient: Tensor, x: Tensor) -> Tensor:
-    """(C + 1, E) by one piece: the weight's, transposed, and in the last row the bias'. One product for both, and with
-    the few channels of ``x`` first it is faster."""
-    pixels = rows(x)
-    return torch.cat([pixels, pixels.new_ones(len(pixels), 1)], 1).t() @ rows(gradient)
+def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Of ``weight`` (E, C, 1, 1) by one piece."""
+    return aten.convolution_backward(
+        lines(gradient), lines(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+    )[1]
 
 
 def lines(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N H, C, 1, W), a view: with one thread PyTorch gives fewer than 16 images to a slower code."""
+    """(N, C, H, W) -> (L, C, 1, N H W / L), a view in channels_last of so few images as oneDNN takes."""
     n, c, h, w = x.shape
-    return x.permute(0, 2, 3, 1).reshape(n * h, 1, w, c).permute(0, 3, 1, 2)
+    count = line_count(n * h)
+    return x.permute(0, 2, 3, 1).reshape(count, 1, n * h * w // count, c).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def line_count(rows: int) -> int:
+    """Lines of as many rows each."""
+    return next((count for count in range(FEWEST_LINES, rows) if rows % count == 0), rows)
 
 
 def of_lines(y: Tensor, like: Tensor) -> Tensor:
-    """(N H, E, 1, W) -> (N, E, H, W) with ``like``'s N and H, a view."""
+    """(L, E, 1, N H W / L) -> (N, E, H, W) with ``like``'s N, H and W, a view."""
     n, _, h, w = like.shape
     return y.permute(0, 2, 3, 1).reshape(n, h, w, -1).permute(0, 3, 1, 2)
