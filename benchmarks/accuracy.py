@@ -21,6 +21,7 @@ from benchmarks.timing import machine
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 USUAL = ("ours", "timm", "torchvision", "ultralytics")  # fastai on request
+USUAL_FROM_WEIGHTS = ("ours", "timm", "fastai")  # AutoGluon on request
 PARTS = ("train", "val", "test")
 SPLIT_SEED = 0  # of every contender and every seed: what is compared is training, not luck with the split
 
@@ -29,9 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is not in the JSON file yet, then print the table."""
     of = parser()
     options = of.parse_args(arguments)
-    usual = tuple(fine_tuning_runs.CONTENDERS) if options.weights == "lite0" else USUAL
-    if options.weights == "lite0" and not set(options.contenders or ()) <= set(usual):
-        of.error(f"from Lite0's weights only {', '.join(usual)} are trained")
+    usual = USUAL_FROM_WEIGHTS if options.weights == "lite0" else USUAL
+    known = runs_from(options.weights).CONTENDERS
+    if not set(options.contenders or ()) <= set(known):
+        of.error(f"with --weights {options.weights} only {', '.join(known)} are trained")
+    if "autogluon" in (options.contenders or ()) and "AUTOGLUON_PYTHON" not in os.environ:
+        of.error("AUTOGLUON_PYTHON is to name the Python of an environment with autogluon.multimodal")
     for folder in options.data:
         with tempfile.TemporaryDirectory() as work:
             parts = split(folder, Path(work), options.per_class)
@@ -46,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """Options."""
     of = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Accuracy beside other trainers.")
     of.add_argument("--data", type=Path, nargs="+", default=[], help="class folders; none = print the table")
-    of.add_argument("--contenders", nargs="+", choices=tuple(accuracy_runs.CONTENDERS))
+    of.add_argument("--contenders", nargs="+", choices=(*accuracy_runs.CONTENDERS, "autogluon"))
     of.add_argument("--weights", choices=("none", "lite0"), default="none", help="lite0: Lite0's of ImageNet")
     of.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     of.add_argument("--tries", action="store_true", help="also other settings of each; the best gets all seeds")
@@ -56,6 +60,11 @@ def parser() -> argparse.ArgumentParser:
     of.add_argument("--per-class", type=int, help="train on so many images of each class alone")
     of.add_argument("--output", type=Path, default=RESULTS)
     return of
+
+
+def runs_from(weights: str) -> Any:
+    """The module with CONTENDERS and TRIES."""
+    return fine_tuning_runs if weights == "lite0" else accuracy_runs
 
 
 def title(folder: Path, options: argparse.Namespace) -> str:
@@ -95,7 +104,7 @@ def split(folder: Path, work: Path, per_class: int | None) -> Path:
 def measure(options: argparse.Namespace, name: str, contender: str, task: Run) -> None:
     """Every seed at the defaults; with ``--tries`` other settings with the first seed, and every seed of the
     best by validation accuracy."""
-    runs = fine_tuning_runs if options.weights == "lite0" else accuracy_runs
+    runs = runs_from(options.weights)
     train, (defaults, *others) = runs.CONTENDERS[contender], runs.TRIES[contender]
 
     def once(settings: dict[str, Any], seed: int) -> dict[str, Any]:

