@@ -92,7 +92,8 @@ def autogluon_run(run: Run) -> dict[str, Any]:
         task = {"parts": str(run.parts), "size": run.size, "epochs": run.epochs, "seed": run.seed}
         task |= {"settings": run.settings, "weights": weights}
         program = Path(__file__).with_name("fine_tuning_autogluon.py")
-        command = [os.environ["AUTOGLUON_PYTHON"], str(program), json.dumps(task)]
+        python = [os.environ["AUTOGLUON_PYTHON"], "-I"]  # libraries it imports have names that modules here have too
+        command = [*python, str(program), json.dumps(task)]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
     return figures(found["val"], found["test"], found["images_per_s"], found["memory"], found["images"])
 
