@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """Options."""
     of = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Accuracy beside other trainers.")
     of.add_argument("--data", type=Path, nargs="+", default=[], help="class folders; none = print the table")
-    of.add_argument("--contenders", nargs="+", choices=(*accuracy_runs.CONTENDERS, "autogluon"))
+    of.add_argument("--contenders", nargs="+", choices=tuple(accuracy_runs.CONTENDERS | fine_tuning_runs.CONTENDERS))
     of.add_argument("--weights", choices=("none", "lite0"), default="none", help="lite0: Lite0's of ImageNet")
     of.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     of.add_argument("--tries", action="store_true", help="also other settings of each; the best gets all seeds")
@@ -160,9 +160,10 @@ def table(results: Mapping[str, Any]) -> str:
                 values = list(runs.values())
                 found = [run["test_accuracy"] for run in values]
                 span = f"{statistics.mean(found):.1%} ({min(found):.1%}-{max(found):.1%})"
-                speed = statistics.median(run["images_per_s"] for run in values)
+                speeds = [run["images_per_s"] for run in values if run["images_per_s"] is not None]
+                speed = f"{statistics.median(speeds):.0f}" if speeds else "-"
                 memory = max(run["peak_memory_bytes"] for run in values) / 1e9
-                lines.append(f"| {contender} | {key} | {span} | {len(found)} | {speed:.0f} | {memory:.1f} |")
+                lines.append(f"| {contender} | {key} | {span} | {len(found)} | {speed} | {memory:.1f} |")
     return "\n".join(lines)
 
 

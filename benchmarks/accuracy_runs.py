@@ -99,8 +99,8 @@ def ours(run: Run) -> dict[str, Any]:
     return figures(result.val_accuracy, result.test["accuracy"], speed, peak_memory() or 0, result.test["images"])
 
 
-def figures(val: float, test: float, images_per_s: float, memory: int, images: int) -> dict[str, Any]:
-    """As they stand in the file."""
+def figures(val: float, test: float, images_per_s: float | None, memory: int, images: int) -> dict[str, Any]:
+    """As they stand in the file; no speed where it is not known."""
     return {
         "val_accuracy": val,
         "test_accuracy": test,

@@ -13,15 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-PARTS = ("train", "val", "test")
-
 
 def main(parts: str, size: int, epochs: int, seed: int, settings: dict[str, Any], weights: str) -> dict[str, Any]:
     """Its medium quality, for the one network, at the size of the others, for at most as many epochs: it stops early
     where the validation part gets no better. How many it trained it does not tell, so no speed."""
     with_weights_from(weights)
     predictor_of = cast(Any, import_module("autogluon.multimodal")).MultiModalPredictor
-    train, val, test = (table_of(Path(parts, part)) for part in PARTS)
+    train, val, test = (table_of(Path(parts, part)) for part in ("train", "val", "test"))
     given = {
         "model.names": ["timm_image"],
         "model.timm_image.checkpoint_name": "tf_efficientnet_lite0",

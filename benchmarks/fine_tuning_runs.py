@@ -101,7 +101,9 @@ def autogluon_run(run: Run) -> dict[str, Any]:
         python = [os.environ["AUTOGLUON_PYTHON"], "-I"]  # libraries it imports have names that modules here have too
         command = [*python, str(program), json.dumps(task)]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
-    return figures(found["val"], found["test"], 0.0, found["memory"], found["images"]) | {"versions": found["versions"]}
+    return figures(found["val"], found["test"], None, found["memory"], found["images"]) | {
+        "versions": found["versions"]
+    }
 
 
 def from_file(folder: Path, name: str = "model_name") -> dict[str, Any]:

@@ -124,7 +124,7 @@ def conv_norm(layer: ConvNorm, x: Tensor, gradient_checkpointing: str) -> Tensor
 
 def mean_over_space(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, 1, 1). Half precision sums in float32: 112 x 112 values overflow fp16."""
-    if in_step(x):  # the gradient of what is below is not in channels_last, and where layouts mix all takes longer
+    if in_step(x):  # else the gradient is not in channels_last, and mixed layouts take longer
         return x.permute(0, 2, 3, 1).mean((1, 2), keepdim=True).permute(0, 3, 1, 2)
     return x.mean((2, 3), keepdim=True, dtype=torch.float32 if x.dtype == torch.float16 else None).to(x.dtype)
 

@@ -185,5 +185,5 @@ def through_depthwise(
     by_y, by_kernel = depthwise_backward(by_hidden, w.activation.value(expanded), w.kernel, conv)
     by_expanded = w.activation.gradient(by_y, expanded)
     by_x = pointwise(by_expanded, w.expand.transpose(0, 1)) if wanted else by_y
-    by_expand = weight_gradient(by_expanded, x, w.expand), by_expanded.sum((0, 2, 3))
+    by_expand = weight_gradient(by_expanded, x), by_expanded.sum((0, 2, 3))
     return by_x, (by_kernel, by_bias, *by_expand)

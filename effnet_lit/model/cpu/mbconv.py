@@ -211,7 +211,7 @@ def depthwise_and_expand_backward(
             by_y, by_kernel = depthwise_backward(by_raw, functional.silu(z), w.kernel, conv)
             dz = aten.silu_backward(by_y, z, grad_input=by_y)
             by_x[part] = pointwise(dz, folded.weight.transpose(0, 1))
-            gradients = [by_kernel, weight_gradient(dz, x[part], folded.weight), dz.sum((0, 2, 3))]
+            gradients = [by_kernel, weight_gradient(dz, x[part]), dz.sum((0, 2, 3))]
         if skipped is not None:
             by_x[part] += skipped[part]
         return gradients

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor
 from torch.nn import functional
-
-aten = torch.ops.aten
+from torch.nn.grad import conv2d_weight
 
 FEWEST_LINES = 16  # with one thread PyTorch gives fewer images to MKL
 
@@ -24,14 +22,12 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def pointwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of ``x``, as a convolution, for which oneDNN takes less time, and of ``weight`` by one piece."""
-    return pointwise(gradient, weight.transpose(0, 1)), weight_gradient(gradient, x, weight)
+    return pointwise(gradient, weight.transpose(0, 1)), weight_gradient(gradient, x)
 
 
-def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Of ``weight`` (E, C, 1, 1) by one piece."""
-    return aten.convolution_backward(
-        lines(gradient), lines(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
-    )[1]
+def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """Of the weight, (E, C, 1, 1), by one piece."""
+    return conv2d_weight(lines(x), (gradient.shape[1], x.shape[1], 1, 1), lines(gradient))
 
 
 def lines(x: Tensor) -> Tensor:
